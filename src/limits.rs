@@ -1,0 +1,95 @@
+//! Every limit of the program: one documented, configurable field each, with its default as a constant. The
+//! configuration's `[limits]` section is this struct; `docs/configuration.md` lists it.
+
+use std::time::Duration;
+
+use bytesize::ByteSize;
+use serde::{Deserialize, Serialize};
+
+/// Times, sizes and counts that bound what nws does, for itself and against its peers.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Limits {
+    /// Longest time a client may take for its SOCKS or HTTP handshake.
+    #[serde(with = "humantime_serde")]
+    pub handshake_timeout: Duration,
+    /// Longest time from a client's request to the answer of the exit.
+    #[serde(with = "humantime_serde")]
+    pub open_timeout: Duration,
+    /// Longest time the exit waits for its service to accept a connection.
+    #[serde(with = "humantime_serde")]
+    pub dial_timeout: Duration,
+    /// A stream with bytes under way ends when nothing of it has been acknowledged for so long.
+    #[serde(with = "humantime_serde")]
+    pub stall_timeout: Duration,
+    /// A stream idle for so long is probed.
+    #[serde(with = "humantime_serde")]
+    pub idle_probe_after: Duration,
+    /// So many unanswered probes end a stream.
+    pub idle_probes: u32,
+    /// How long open connections may finish after SIGTERM.
+    #[serde(with = "humantime_serde")]
+    pub drain_timeout: Duration,
+    /// Receive window that a stream starts with.
+    pub window_initial: ByteSize,
+    /// Receive window that a stream may grow to: the most memory that one stream's reader can make us hold.
+    pub window_max: ByteSize,
+    /// Most bytes under way on one relay for one session; relays drop silently what a reader lags behind.
+    pub path_window_max: ByteSize,
+    /// Most events under way on one relay for one session (the embedded relay drops from 1,024 on).
+    pub path_events_max: usize,
+    /// Most streams of one session.
+    pub session_streams: usize,
+    /// Most sessions (peers) that an exit keeps.
+    pub exit_sessions: usize,
+    /// Most client connections of a proxy at once.
+    pub proxy_connections: usize,
+    /// A session without streams is forgotten after so long.
+    #[serde(with = "humantime_serde")]
+    pub session_idle: Duration,
+    /// Largest difference between a `CONNECT`'s time stamp and now.
+    #[serde(with = "humantime_serde")]
+    pub message_age: Duration,
+    /// Largest event for a relay that does not say its limit (NIP-11).
+    pub event_max: ByteSize,
+    /// Longest time for a relay's DNS, TCP, TLS and websocket handshakes together.
+    #[serde(with = "humantime_serde")]
+    pub relay_connect_timeout: Duration,
+    /// A relay that has been silent for so long is sent a ping.
+    #[serde(with = "humantime_serde")]
+    pub relay_ping_after: Duration,
+    /// A relay that does not answer a ping for so long is given up and connected to anew.
+    #[serde(with = "humantime_serde")]
+    pub relay_ping_timeout: Duration,
+    /// Longest pause between two attempts to reach a relay.
+    #[serde(with = "humantime_serde")]
+    pub relay_retry_max: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            handshake_timeout: Duration::from_secs(10),
+            open_timeout: Duration::from_secs(30),
+            dial_timeout: Duration::from_secs(10),
+            stall_timeout: Duration::from_secs(60),
+            idle_probe_after: Duration::from_secs(60),
+            idle_probes: 3,
+            drain_timeout: Duration::from_secs(10),
+            window_initial: ByteSize::kib(256),
+            window_max: ByteSize::mib(16),
+            path_window_max: ByteSize::mib(16),
+            path_events_max: 512,
+            session_streams: 20_000,
+            exit_sessions: 10_000,
+            proxy_connections: 20_000,
+            session_idle: Duration::from_secs(300),
+            message_age: Duration::from_secs(300),
+            event_max: ByteSize::b(65_536),
+            relay_connect_timeout: Duration::from_secs(10),
+            relay_ping_after: Duration::from_secs(20),
+            relay_ping_timeout: Duration::from_secs(10),
+            relay_retry_max: Duration::from_secs(120),
+        }
+    }
+}
