@@ -25,6 +25,8 @@ pub enum ErrorKind {
     Overloaded,
     /// Data came for a stream that the peer does not know: it restarted, say.
     UnknownStream,
+    /// The other side gave the connection up: its client or its service vanished.
+    Aborted,
     /// The peer broke the rules of the wire.
     Protocol,
     /// A fault of our own or of the peer's machine.
@@ -41,7 +43,7 @@ struct Row {
 
 impl ErrorKind {
     /// Every kind, in the table's order.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Denied,
         Self::NetworkUnreachable,
         Self::HostUnreachable,
@@ -49,6 +51,7 @@ impl ErrorKind {
         Self::Timeout,
         Self::Overloaded,
         Self::UnknownStream,
+        Self::Aborted,
         Self::Protocol,
         Self::Internal,
     ];
@@ -66,6 +69,7 @@ impl ErrorKind {
             Self::Timeout => row("timeout", 0x06, StatusCode::GATEWAY_TIMEOUT, Level::INFO),
             Self::Overloaded => row("overloaded", 0x01, StatusCode::SERVICE_UNAVAILABLE, Level::WARN),
             Self::UnknownStream => row("unknown-stream", 0x01, StatusCode::BAD_GATEWAY, Level::INFO),
+            Self::Aborted => row("aborted", 0x01, StatusCode::BAD_GATEWAY, Level::DEBUG),
             Self::Protocol => row("protocol", 0x01, StatusCode::BAD_GATEWAY, Level::WARN),
             Self::Internal => row("internal", 0x01, StatusCode::BAD_GATEWAY, Level::ERROR),
         }
@@ -187,6 +191,7 @@ mod tests {
                 ("timeout", 6, 504),
                 ("overloaded", 1, 503),
                 ("unknown-stream", 1, 502),
+                ("aborted", 1, 502),
                 ("protocol", 1, 502),
                 ("internal", 1, 502),
             ]

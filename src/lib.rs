@@ -11,8 +11,11 @@
 //! | 1 | [`stream`] | the engine without I/O and without a clock |
 //! | 0 | [`name`], [`message`], [`envelope`], [`error`], [`limits`] | names, messages, events, the error table, limits |
 
+pub mod envelope;
 pub mod error;
 pub mod limits;
+pub mod message;
 pub mod proxy;
+pub mod stream;
 
 pub use error::{Error, ErrorKind};

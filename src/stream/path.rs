@@ -1,0 +1,244 @@
+//! One path of a session: a relay that both sides are on. It knows what is under way there, when it was sent, and
+//! when to call it lost: by time, as RACK-TLP does (RFC 8985), since some relays deliver batches in random order.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use super::congestion::Congestion;
+use super::rtt::Rtt;
+use super::{ACK_DELAY, PacketId};
+
+/// Slack for what the machines themselves add before an acknowledgement is out: a busy core, a timer's grain.
+const SCHEDULING_SLACK: Duration = Duration::from_millis(30);
+/// Longest pause between two probes of a path whose peer is silent.
+const PROBE_PAUSE_MAX: Duration = Duration::from_secs(4);
+/// Probes without an answer after which a path is not used while another one works.
+const PROBES_BEFORE_DOUBT: u32 = 3;
+
+/// An event under way.
+#[derive(Debug)]
+pub(super) struct Sent {
+    pub(super) at: Instant,
+    pub(super) bytes: u64,
+    /// The chunks in it, by stream and first offset.
+    pub(super) chunks: Vec<(Uuid, u64)>,
+    /// How many of them have not landed.
+    pub(super) missing: usize,
+    /// Whether the window was full when it left.
+    window_full: bool,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Path {
+    /// Whether the relay is connected and our subscription stands.
+    pub(super) up: bool,
+    /// Longest plaintext of an event there.
+    pub(super) plaintext_max: usize,
+    /// When the peer was last heard there; never since it last came up means that it may not be there.
+    pub(super) heard: Option<Instant>,
+    pub(super) rtt: Rtt,
+    pub(super) congestion: Congestion,
+    events_max: usize,
+    sent: BTreeMap<PacketId, Sent>,
+    next_packet: PacketId,
+    in_flight: u64,
+    /// When the latest of the arrived events was sent (RACK.xmit_ts).
+    newest_arrived: Option<Instant>,
+    /// How far events overtake one another here (RACK.reo_wnd), learnt from false alarms.
+    reordering: Duration,
+    /// Probes since the last sign of life.
+    probes: u32,
+    /// When the last event left or the last one arrived, whichever is later.
+    active: Option<Instant>,
+    out_of_use_until: Option<Instant>,
+}
+
+impl Path {
+    pub(super) fn new(window_max: u64, events_max: usize) -> Self {
+        Self {
+            up: false,
+            plaintext_max: 0,
+            heard: None,
+            rtt: Rtt::new(),
+            congestion: Congestion::new(window_max),
+            events_max,
+            sent: BTreeMap::new(),
+            next_packet: 0,
+            in_flight: 0,
+            newest_arrived: None,
+            reordering: Duration::ZERO,
+            probes: 0,
+            active: None,
+            out_of_use_until: None,
+        }
+    }
+
+    /// Whether anything may be sent there at all.
+    pub(super) fn is_usable(&self, now: Instant) -> bool {
+        self.up && self.plaintext_max > 0 && self.out_of_use_until.is_none_or(|until| now >= until)
+    }
+
+    /// Whether the peer seems to be there.
+    pub(super) const fn is_proven(&self) -> bool {
+        self.heard.is_some() && self.probes < PROBES_BEFORE_DOUBT
+    }
+
+    /// Whether the windows leave room for another event of data.
+    pub(super) fn has_window(&self) -> bool {
+        self.in_flight < self.congestion.window() && self.sent.len() < self.events_max
+    }
+
+    /// Takes it out of use for a while: the relay refuses, or the peer is silent there.
+    pub(super) fn put_out_of_use(&mut self, now: Instant, pause: Duration) {
+        self.out_of_use_until = Some(now + pause);
+    }
+
+    /// Back in use when the pause is over.
+    pub(super) fn end_of_pause(&mut self, now: Instant) {
+        if self.out_of_use_until.is_some_and(|until| now >= until) {
+            self.put_in_use();
+        }
+    }
+
+    /// Back in use.
+    pub(super) fn put_in_use(&mut self) {
+        self.out_of_use_until = None;
+        self.probes = 0;
+    }
+
+    /// The number that the next event gets.
+    pub(super) const fn next_packet(&self) -> PacketId {
+        self.next_packet
+    }
+
+    /// Notes an event with chunks as sent.
+    pub(super) fn note_sent(&mut self, now: Instant, bytes: u64, chunks: Vec<(Uuid, u64)>) {
+        self.in_flight += bytes;
+        let window_full = self.in_flight * 2 >= self.congestion.window();
+        let missing = chunks.len();
+        self.sent.insert(self.next_packet, Sent { at: now, bytes, chunks, missing, window_full });
+        self.next_packet += 1;
+        self.active = Some(now);
+    }
+
+    /// Takes a number for an event that carries no chunk.
+    pub(super) fn note_control(&mut self) -> PacketId {
+        self.next_packet += 1;
+        self.next_packet - 1
+    }
+
+    /// The peer was heard on this path: the pause before the next probe is short again.
+    pub(super) fn note_heard(&mut self, now: Instant) {
+        self.heard = Some(now);
+        self.probes = 0;
+    }
+
+    /// One chunk of an event has landed. `clean` says that it went out only once, so that its time tells a round trip.
+    /// Returns true when a loss declared before seems to have been none.
+    pub(super) fn note_landed(&mut self, now: Instant, packet: PacketId, clean: bool) -> bool {
+        let Some(sent) = self.sent.get_mut(&packet) else { return false };
+        sent.missing -= 1;
+        let at = sent.at;
+        let elapsed = now.saturating_duration_since(at);
+        let false_alarm = !clean && self.rtt.measured().is_some() && elapsed < self.rtt.min() * 3 / 4;
+        if sent.missing > 0 {
+            return false_alarm;
+        }
+        let Some(sent) = self.sent.remove(&packet) else { return false_alarm };
+        self.in_flight = self.in_flight.saturating_sub(sent.bytes);
+        self.probes = 0;
+        self.active = Some(now);
+        let rtt = clean.then_some(elapsed);
+        if clean {
+            self.rtt.sample(now, elapsed);
+        }
+        if !false_alarm {
+            self.newest_arrived = Some(self.newest_arrived.map_or(at, |newest| newest.max(at)));
+        }
+        self.congestion.acknowledged(sent.bytes, packet, self.next_packet, at, rtt, sent.window_full);
+        false_alarm
+    }
+
+    /// A chunk of an event will never land, because its stream is gone.
+    pub(super) fn forget_chunk(&mut self, packet: PacketId) {
+        if let Some(sent) = self.sent.get_mut(&packet) {
+            sent.missing -= 1;
+            if sent.missing == 0 {
+                self.take(packet);
+            }
+        }
+    }
+
+    /// Takes an event out of the account.
+    pub(super) fn take(&mut self, packet: PacketId) -> Option<Sent> {
+        let sent = self.sent.remove(&packet)?;
+        self.in_flight = self.in_flight.saturating_sub(sent.bytes);
+        Some(sent)
+    }
+
+    /// Every event under way, oldest first, taken out of the account: the relay is gone and they with it.
+    pub(super) fn take_all(&mut self) -> Vec<(PacketId, Sent)> {
+        self.in_flight = 0;
+        std::mem::take(&mut self.sent).into_iter().collect()
+    }
+
+    /// Events overtook one another further than was thought: wait longer before the next alarm.
+    pub(super) fn widen_reordering(&mut self) {
+        let longest = self.rtt.smoothed().max(Duration::from_millis(250));
+        self.reordering = (self.reordering * 2).max(self.rtt.min() / 4).max(Duration::from_millis(20)).min(longest);
+        self.congestion.undo();
+    }
+
+    /// How long after its sending an event is lost, if a later one has arrived.
+    fn loss_delay(&self) -> Duration {
+        self.rtt.conservative() * 5 / 4 + self.reordering + ACK_DELAY + SCHEDULING_SLACK
+    }
+
+    /// Takes out the events that are lost by now.
+    pub(super) fn take_lost(&mut self, now: Instant) -> Vec<(PacketId, Sent)> {
+        let Some(newest) = self.newest_arrived else { return Vec::new() };
+        let delay = self.loss_delay();
+        // Packets leave in order of time, so the first one that is not old enough ends the search.
+        let lost: Vec<PacketId> = self
+            .sent
+            .iter()
+            .take_while(|(_, sent)| sent.at < newest && sent.at + delay <= now)
+            .map(|(&packet, _)| packet)
+            .collect();
+        lost.into_iter().filter_map(|packet| self.take(packet).map(|sent| (packet, sent))).collect()
+    }
+
+    /// When to look for losses next, or to probe.
+    pub(super) fn timeout(&self) -> Option<Instant> {
+        let oldest = self.sent.first_key_value().map(|(_, sent)| sent.at);
+        let loss = oldest
+            .filter(|&oldest| self.newest_arrived.is_some_and(|newest| oldest < newest))
+            .map(|oldest| oldest + self.loss_delay());
+        [loss, self.probe_at(), self.out_of_use_until].into_iter().flatten().min()
+    }
+
+    fn probe_at(&self) -> Option<Instant> {
+        let pause = self.rtt.probe_timeout() + ACK_DELAY + SCHEDULING_SLACK;
+        let pause = pause.saturating_mul(1 << self.probes.min(10)).min(PROBE_PAUSE_MAX);
+        (!self.sent.is_empty()).then(|| self.active.map(|active| active + pause)).flatten()
+    }
+
+    /// When the silence has lasted too long, the oldest event, to be sent again as a probe (RFC 8985 section 7).
+    pub(super) fn take_probe(&mut self, now: Instant) -> Option<(PacketId, Sent)> {
+        if self.probe_at().is_none_or(|at| now < at) {
+            return None;
+        }
+        self.probes += 1;
+        self.active = Some(now);
+        let packet = *self.sent.first_key_value()?.0;
+        self.take(packet).map(|sent| (packet, sent))
+    }
+
+    /// Whether the peer has left several probes unanswered here.
+    pub(super) const fn is_silent(&self) -> bool {
+        self.probes >= PROBES_BEFORE_DOUBT
+    }
+}

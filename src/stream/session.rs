@@ -1,0 +1,480 @@
+//! A session: two keys that talk to each other over one or several relays, the streams between them, and the queue
+//! of what is to be sent. This file holds its state and what a program does with it; `input.rs` takes messages in,
+//! `output.rs` makes events of what is due, `timers.rs` acts on the passing of time.
+
+mod input;
+mod output;
+mod timers;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::time::{Duration, Instant};
+
+use bytes::BufMut;
+use uuid::Uuid;
+
+use crate::error::{Error, ErrorKind};
+use crate::message::{Message, Type, VERSION};
+
+use super::path::{Path, Sent};
+use super::send::Flight;
+use super::state::{Opening, Phase, Stream};
+use super::tombstone::{LastWord, Tombstones, reset};
+use super::{PacketId, PathId, Settings};
+
+/// Most bytes of early data in a `CONNECT`: it must fit the smallest relay beside everything else.
+const EARLY_MAX: usize = 16 * 1024;
+
+/// Which end of the session this is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Side {
+    /// Opens streams.
+    Proxy,
+    /// Accepts streams.
+    Exit,
+}
+
+/// A stream that the peer asks for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Incoming {
+    /// Its key.
+    pub key: Uuid,
+    /// Host and port, as the peer wrote them.
+    pub destination: Option<String>,
+    /// Client authorization, as JSON text.
+    pub auth: Option<String>,
+}
+
+/// What the program is to know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The peer opens a stream: answer with [`Session::accept`] or [`Session::reject`].
+    Incoming(Incoming),
+    /// A stream has bytes to read, has ended, was accepted or has failed.
+    Readable(Uuid),
+    /// A stream takes bytes again, has been acknowledged, was accepted or has failed.
+    Writable(Uuid),
+}
+
+/// An event to encrypt, sign and publish.
+#[derive(Debug, Clone)]
+pub struct Transmit {
+    /// On which relay.
+    pub path: PathId,
+    /// Its number there, by which a refusal is reported back.
+    pub packet: PacketId,
+    /// What is in it.
+    pub messages: Vec<Message>,
+    /// The `CONNECT` of this stream: published again as the very same event whenever it comes again.
+    pub opening: Option<Uuid>,
+}
+
+/// Why a relay did not take an event (`OK false`, NIP-01).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Refusal {
+    /// Too many, too fast.
+    RateLimited,
+    /// Nobody listens there at the moment.
+    Absent(String),
+    /// The relay will not serve us: it forbids, or wants something first.
+    NotServed(String),
+    /// The event is too long.
+    TooLarge,
+    /// Anything else: a hint only, the acknowledgements decide.
+    Other,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Session {
+    side: Side,
+    settings: Settings,
+    streams: HashMap<Uuid, Stream>,
+    paths: BTreeMap<PathId, Path>,
+    events: VecDeque<Event>,
+    /// Streams with bytes to send, in turn.
+    data_queue: VecDeque<Uuid>,
+    /// Streams with an acknowledgement due.
+    ack_queue: VecDeque<Uuid>,
+    /// Openings to be published, and where.
+    opening_queue: VecDeque<(Uuid, PathId)>,
+    /// Messages that belong to no living stream, or to one path.
+    replies: VecDeque<(Option<PathId>, Message)>,
+    timers: BTreeSet<(Instant, Uuid)>,
+    tombstones: Tombstones,
+    /// The path on which the peer was last heard.
+    last_heard_on: Option<PathId>,
+    /// The last trouble of a relay, for the error of an opening that fails.
+    trouble: Option<String>,
+    /// Answers `unknown-stream` given in the current second, bounded against a peer that asks without end.
+    strangers: (Option<Instant>, u32),
+}
+
+/// How long a relay is left alone that asks for less, or where nobody listens at the moment.
+const PAUSE: Duration = Duration::from_secs(1);
+/// How long a relay stays out of use that refuses, or where the peer is silent.
+const OUT_OF_USE: Duration = Duration::from_secs(15);
+/// Answers `unknown-stream` in a second at most.
+const STRANGERS_PER_SECOND: u32 = 50;
+/// Messages that wait to be answered at most; more are dropped, and the peer asks again.
+const REPLIES_MAX: usize = 1024;
+
+impl Session {
+    /// A session without paths and streams.
+    #[must_use]
+    pub fn new(side: Side, settings: Settings) -> Self {
+        Self {
+            side,
+            settings,
+            streams: HashMap::new(),
+            paths: BTreeMap::new(),
+            events: VecDeque::new(),
+            data_queue: VecDeque::new(),
+            ack_queue: VecDeque::new(),
+            opening_queue: VecDeque::new(),
+            replies: VecDeque::new(),
+            timers: BTreeSet::new(),
+            tombstones: Tombstones::default(),
+            last_heard_on: None,
+            trouble: None,
+            strangers: (None, 0),
+        }
+    }
+
+    /// The relay is connected and subscribed to, and takes events with this much plaintext.
+    pub fn path_up(&mut self, now: Instant, id: PathId, plaintext_max: usize) {
+        let settings = &self.settings;
+        let path =
+            self.paths.entry(id).or_insert_with(|| Path::new(settings.path_window_max, settings.path_events_max));
+        if path.up {
+            // Connected anew, or served after all: what was refused or lost there goes out again.
+            let sent = path.take_all();
+            self.resend(id, sent);
+        }
+        let Some(path) = self.paths.get_mut(&id) else { return };
+        path.up = true;
+        path.plaintext_max = plaintext_max;
+        path.put_in_use();
+        self.trouble = None;
+        for (&key, stream) in &mut self.streams {
+            if let Phase::Opening(opening) = &mut stream.phase {
+                self.opening_queue.push_back((key, id));
+                opening.note_sent(now);
+            }
+        }
+        // A greeting on this very path: the peer learns that we are back there, and its answer tells us the same.
+        let greeting = self.streams.iter_mut().find(|(_, stream)| matches!(stream.phase, Phase::Open));
+        if let Some((&key, stream)) = greeting {
+            let message = Message { probe: true, ..stream.ack_message(key) };
+            self.replies.push_back((Some(id), message));
+        }
+    }
+
+    /// The relay's limit has become known.
+    pub fn path_limit(&mut self, id: PathId, plaintext_max: usize) {
+        if let Some(path) = self.paths.get_mut(&id) {
+            path.plaintext_max = plaintext_max;
+        }
+    }
+
+    /// The relay is gone, and what was under way there with it.
+    pub fn path_down(&mut self, now: Instant, id: PathId, why: &str) {
+        self.trouble = Some(why.to_owned());
+        if let Some(path) = self.paths.get_mut(&id) {
+            let sent = path.take_all();
+            let rtt = path.rtt.clone();
+            *path = Path::new(self.settings.path_window_max, self.settings.path_events_max);
+            path.rtt = rtt;
+            self.resend(id, sent);
+        }
+        self.opening_queue.retain(|&(_, path)| path != id);
+        self.fail_openings_without_path(now);
+    }
+
+    /// The relay refused an event.
+    pub fn refused(&mut self, now: Instant, id: PathId, packet: PacketId, refusal: Refusal) {
+        let Some(path) = self.paths.get_mut(&id) else { return };
+        let absent = matches!(refusal, Refusal::Absent(_));
+        match refusal {
+            Refusal::RateLimited => {
+                path.congestion.lost(now, now);
+                path.put_out_of_use(now, PAUSE);
+                let sent = path.take(packet).map(|sent| (packet, sent));
+                self.resend(id, sent);
+            }
+            Refusal::Absent(why) | Refusal::NotServed(why) => {
+                path.put_out_of_use(now, if absent { PAUSE } else { OUT_OF_USE });
+                self.trouble = Some(why);
+                let sent = path.take_all();
+                self.resend(id, sent);
+            }
+            Refusal::TooLarge => {
+                path.plaintext_max = (path.plaintext_max / 2).max(1024);
+                let sent = path.take(packet).map(|sent| (packet, sent));
+                self.resend(id, sent);
+            }
+            Refusal::Other => {}
+        }
+    }
+
+    /// Opens a stream to a destination. As much of what is written before the first [`Self::poll_transmit`] as fits
+    /// travels with the opening message.
+    pub fn open(&mut self, now: Instant, key: Uuid, destination: String) {
+        let connect = Message {
+            destination: Some(destination),
+            nws: Some(VERSION),
+            max: Some(self.settings.window_initial),
+            ..Message::new(key, Type::Connect)
+        };
+        let opening =
+            Opening { connect, early_end: 0, since: now, attempts: 0, next_at: now, sealed: false, heard: false };
+        self.streams.insert(key, Stream::new(now, Phase::Opening(opening), &self.settings));
+        self.arm(key);
+    }
+
+    /// Accepts a stream of the peer's: the destination is connected.
+    pub fn accept(&mut self, now: Instant, key: Uuid) {
+        if let Some(stream) = self.streams.get_mut(&key)
+            && matches!(stream.phase, Phase::Incoming)
+        {
+            stream.phase = Phase::Open;
+            stream.heard = now;
+            self.owe_ack_now(now, key);
+        }
+    }
+
+    /// Tells the peer that its `CONNECT` is heard and dialling takes a while, so that it does not repeat it.
+    pub fn heard(&mut self, now: Instant, key: Uuid) {
+        if self.streams.get(&key).is_some_and(|stream| matches!(stream.phase, Phase::Incoming)) {
+            self.owe_ack_now(now, key);
+        }
+    }
+
+    /// Refuses a stream of the peer's, or ends any stream in both directions at once.
+    pub fn reject(&mut self, now: Instant, key: Uuid, error: &Error) {
+        if self.streams.contains_key(&key) {
+            self.reset_stream(now, key, error.clone(), true);
+            self.release(now, key);
+        }
+    }
+
+    /// Takes bytes to send; returns how many. 0 means to wait for [`Event::Writable`].
+    ///
+    /// # Errors
+    /// When the stream has failed, is finished, or does not exist.
+    pub fn write(&mut self, key: Uuid, data: &[u8]) -> Result<usize, Error> {
+        let stream = self.living(key)?;
+        if stream.send.is_finished() {
+            return Err(Error::new(ErrorKind::Internal, "written to after its end was announced"));
+        }
+        let taken = stream.send.write(data);
+        self.queue_data(key);
+        Ok(taken)
+    }
+
+    /// Ends our direction: a `fin` follows what was written.
+    ///
+    /// # Errors
+    /// When the stream has failed or does not exist.
+    pub fn finish(&mut self, key: Uuid) -> Result<(), Error> {
+        self.living(key)?.send.finish();
+        self.queue_data(key);
+        Ok(())
+    }
+
+    /// Whether everything written, and the end if announced, has arrived.
+    ///
+    /// # Errors
+    /// When the stream has failed or does not exist.
+    pub fn is_flushed(&mut self, key: Uuid) -> Result<bool, Error> {
+        Ok(self.living(key)?.send.is_flushed())
+    }
+
+    /// Whether the exit has accepted the stream.
+    ///
+    /// # Errors
+    /// When it refused, did not answer in time, or the stream does not exist.
+    pub fn is_open(&mut self, key: Uuid) -> Result<bool, Error> {
+        Ok(matches!(self.living(key)?.phase, Phase::Open))
+    }
+
+    /// Takes bytes that have arrived. `Some(0)` is the end of the peer's direction, `None` means to wait for
+    /// [`Event::Readable`]. What arrived in order before a failure is given out before the failure is.
+    ///
+    /// # Errors
+    /// When the stream has failed or does not exist.
+    pub fn read(&mut self, now: Instant, key: Uuid, into: &mut impl BufMut) -> Result<Option<usize>, Error> {
+        let round_trip = self.round_trip();
+        let stream = self.streams.get_mut(&key).ok_or_else(gone)?;
+        let taken = stream.recv.read(into);
+        if taken > 0 {
+            if matches!(stream.phase, Phase::Open) && stream.recv.give_credit(now, round_trip) {
+                self.owe_ack_now(now, key);
+            }
+            return Ok(Some(taken));
+        }
+        if stream.recv.is_read_to_end() {
+            return Ok(Some(0));
+        }
+        match &stream.phase {
+            Phase::Failed(error) => Err(error.clone()),
+            _ => Ok(None),
+        }
+    }
+
+    /// The program lets go of its end. A stream that was ended properly goes on until all of it has arrived; any other
+    /// is reset.
+    pub fn release(&mut self, now: Instant, key: Uuid) {
+        let Some(stream) = self.streams.get_mut(&key) else { return };
+        stream.release(now);
+        if matches!(stream.phase, Phase::Failed(_)) {
+            self.remove(key);
+        } else if !stream.send.is_finished() || stream.recv.is_readable() {
+            let error = Error::new(ErrorKind::Aborted, "the other side gave the connection up");
+            self.reset_stream(now, key, error, true);
+            self.remove(key);
+        } else {
+            self.settle(now, key);
+        }
+    }
+
+    /// What happened, in order.
+    pub fn poll_event(&mut self) -> Option<Event> {
+        self.events.pop_front()
+    }
+
+    /// How many streams there are.
+    #[must_use]
+    pub fn stream_count(&self) -> usize {
+        self.streams.len()
+    }
+
+    /// Bytes of streams held in memory, both directions.
+    #[must_use]
+    pub fn held_bytes(&self) -> usize {
+        self.streams.values().map(|stream| stream.send.held() + stream.recv.held()).sum()
+    }
+
+    fn living(&mut self, key: Uuid) -> Result<&mut Stream, Error> {
+        let stream = self.streams.get_mut(&key).ok_or_else(gone)?;
+        match &stream.phase {
+            Phase::Failed(error) => Err(error.clone()),
+            _ => Ok(stream),
+        }
+    }
+
+    /// The best guess at the time to the peer and back.
+    fn round_trip(&self) -> Duration {
+        self.paths.values().filter_map(|path| path.rtt.measured()).min().unwrap_or(Duration::from_millis(100))
+    }
+
+    fn queue_data(&mut self, key: Uuid) {
+        if let Some(stream) = self.streams.get_mut(&key)
+            && !stream.queued_data
+            && stream.may_send()
+        {
+            stream.queued_data = true;
+            self.data_queue.push_back(key);
+        }
+        self.arm(key);
+    }
+
+    fn owe_ack_now(&mut self, now: Instant, key: Uuid) {
+        if let Some(stream) = self.streams.get_mut(&key) {
+            stream.ack_by(now);
+            if !stream.queued_ack {
+                stream.queued_ack = true;
+                self.ack_queue.push_back(key);
+            }
+        }
+        self.arm(key);
+    }
+
+    /// Notes anew when a stream must act.
+    fn arm(&mut self, key: Uuid) {
+        let Some(stream) = self.streams.get_mut(&key) else { return };
+        let deadline = stream.deadline(&self.settings);
+        if deadline != stream.timer {
+            if let Some(old) = stream.timer {
+                self.timers.remove(&(old, key));
+            }
+            if let Some(new) = deadline {
+                self.timers.insert((new, key));
+            }
+            stream.timer = deadline;
+        }
+    }
+
+    /// Chunks of events that did not arrive go out again.
+    fn resend(&mut self, path: PathId, events: impl IntoIterator<Item = (PacketId, Sent)>) {
+        for (packet, sent) in events {
+            for (key, start) in sent.chunks {
+                if let Some(stream) = self.streams.get_mut(&key)
+                    && stream.send.lose(start, path, packet)
+                {
+                    self.queue_data(key);
+                }
+            }
+        }
+    }
+
+    /// Ends a stream in both directions with an error, and tells the peer if it is to know.
+    fn reset_stream(&mut self, now: Instant, key: Uuid, error: Error, tell: bool) {
+        let Some(stream) = self.streams.get_mut(&key) else { return };
+        if matches!(stream.phase, Phase::Failed(_)) {
+            return;
+        }
+        // An opening that never left needs no reset.
+        let tell = tell && !matches!(&stream.phase, Phase::Opening(opening) if opening.attempts == 0);
+        let flights = stream.send.take_flights();
+        stream.send.clear();
+        stream.phase = Phase::Failed(error.clone());
+        self.forget_flights(flights);
+        self.opening_queue.retain(|&(opening, _)| opening != key);
+        if tell {
+            self.reply(None, reset(key, &error));
+        }
+        self.tombstones.bury(now, key, if tell { LastWord::Reset(error) } else { LastWord::Silent });
+        self.arm(key);
+        self.events.push_back(Event::Readable(key));
+        self.events.push_back(Event::Writable(key));
+    }
+
+    fn forget_flights(&mut self, flights: Vec<Flight>) {
+        for flight in flights {
+            if let Some(path) = self.paths.get_mut(&flight.path) {
+                path.forget_chunk(flight.packet);
+            }
+        }
+    }
+
+    /// Removes a stream that has ended properly in both directions and that nobody holds.
+    fn settle(&mut self, now: Instant, key: Uuid) {
+        let Some(stream) = self.streams.get_mut(&key).filter(|stream| stream.is_over()) else { return };
+        let ack = stream.recv.ack();
+        if stream.owes_ack() {
+            self.reply(None, Message { ack: Some(ack), ..Message::new(key, Type::Ack) });
+        }
+        self.tombstones.bury(now, key, LastWord::Acknowledged(ack));
+        self.remove(key);
+    }
+
+    fn remove(&mut self, key: Uuid) {
+        if let Some(mut stream) = self.streams.remove(&key) {
+            if let Some(timer) = stream.timer {
+                self.timers.remove(&(timer, key));
+            }
+            self.forget_flights(stream.send.take_flights());
+        }
+        self.opening_queue.retain(|&(opening, _)| opening != key);
+    }
+
+    fn reply(&mut self, path: Option<PathId>, message: Message) {
+        if self.replies.len() < REPLIES_MAX {
+            self.replies.push_back((path, message));
+        }
+    }
+}
+
+fn gone() -> Error {
+    Error::new(ErrorKind::UnknownStream, "the stream is gone")
+}

@@ -1,0 +1,263 @@
+//! Messages of the peer's, taken in.
+
+use std::time::Instant;
+
+use uuid::Uuid;
+
+use crate::error::{Error, ErrorKind};
+use crate::message::{Message, Type};
+use crate::stream::recv::Received;
+use crate::stream::tombstone::{LastWord, reset};
+
+use super::{Event, Incoming, PathId, Phase, STRANGERS_PER_SECOND, Session, Side, Stream};
+
+impl Session {
+    /// Takes the messages of one event of the peer's that arrived on a path. They are authentic: whoever calls has
+    /// decrypted them with the key of this session.
+    pub fn handle(&mut self, now: Instant, path: PathId, messages: Vec<Message>) {
+        self.last_heard_on = Some(path);
+        if let Some(path) = self.paths.get_mut(&path) {
+            path.note_heard(now);
+        }
+        for message in messages {
+            self.handle_message(now, path, message);
+        }
+    }
+
+    fn handle_message(&mut self, now: Instant, path: PathId, message: Message) {
+        let key = message.key;
+        match message.kind {
+            Type::Connect => self.on_connect(now, path, message),
+            Type::ConnectReverse => {
+                let error = Error::new(ErrorKind::Denied, "this exit makes no connections back to its clients");
+                self.reply(Some(path), reset(key, &error));
+            }
+            Type::Reset => self.on_reset(now, &message),
+            Type::Data | Type::Socks5Response | Type::Ack if self.streams.contains_key(&key) => {
+                self.on_stream(now, path, message);
+            }
+            Type::Data | Type::Socks5Response | Type::Ack => self.on_stranger(now, path, &message),
+            Type::Other(_) => {}
+        }
+    }
+
+    fn on_connect(&mut self, now: Instant, path: PathId, message: Message) {
+        let key = message.key;
+        if self.side == Side::Proxy || message.nws.is_none() {
+            return;
+        }
+        if let Some(stream) = self.streams.get_mut(&key) {
+            // Repeated, or come over another relay: the answer goes back the same way, which proves that way.
+            if !matches!(stream.phase, Phase::Failed(_)) {
+                stream.confirmed = false;
+                let answer = stream.ack_message(key);
+                self.reply(Some(path), answer);
+            }
+            return;
+        }
+        if let Some(word) = self.tombstones.get(&key) {
+            if let Some(answer) = word.message(key) {
+                self.reply(Some(path), answer);
+            }
+            return;
+        }
+        if self.streams.len() >= self.settings.streams_max {
+            let limit = self.settings.streams_max;
+            let error = Error::new(ErrorKind::Overloaded, format!("this peer has {limit} streams open already"));
+            self.reply(Some(path), reset(key, &error));
+            self.tombstones.bury(now, key, LastWord::Reset(error));
+            return;
+        }
+        let mut stream = Stream::new(now, Phase::Incoming, &self.settings);
+        if let Some(max) = message.max {
+            stream.send.credit(max);
+        }
+        if stream.recv.receive(0, message.data, message.fin).is_err() {
+            let error = Error::new(ErrorKind::Protocol, "more early data than the first window");
+            self.reply(Some(path), reset(key, &error));
+            return;
+        }
+        self.streams.insert(key, stream);
+        self.arm(key);
+        self.events.push_back(Event::Incoming(Incoming { key, destination: message.destination, auth: message.auth }));
+    }
+
+    fn on_reset(&mut self, now: Instant, message: &Message) {
+        let key = message.key;
+        let Some(stream) = self.streams.get(&key) else { return };
+        let kind = ErrorKind::from_code(message.code.as_deref().unwrap_or_default());
+        if kind == ErrorKind::UnknownStream && matches!(stream.phase, Phase::Opening(_)) {
+            // Data overtook the `CONNECT`; it will be sent again.
+            return;
+        }
+        let reason = message.reason.clone().unwrap_or_else(|| format!("the other side reset the stream: {kind}"));
+        self.reset_stream(now, key, Error::new(kind, reason), false);
+        self.drop_if_unheld(key);
+    }
+
+    fn drop_if_unheld(&mut self, key: Uuid) {
+        if self.streams.get(&key).is_some_and(|stream| !stream.is_held()) {
+            self.remove(key);
+        }
+    }
+
+    /// Data or a probe for a stream that is not here.
+    fn on_stranger(&mut self, now: Instant, path: PathId, message: &Message) {
+        if let Some(word) = self.tombstones.get(&message.key) {
+            // Only what asks for an answer gets one, or two sides would go on for ever.
+            if (message.off.is_some() || message.probe)
+                && let Some(answer) = word.message(message.key)
+            {
+                self.reply(Some(path), answer);
+            }
+            return;
+        }
+        if !(message.off.is_some() || message.probe) || !self.may_answer_stranger(now) {
+            return;
+        }
+        let error =
+            Error::new(ErrorKind::UnknownStream, "the stream is not known here; the program was restarted, perhaps");
+        self.reply(Some(path), reset(message.key, &error));
+    }
+
+    fn may_answer_stranger(&mut self, now: Instant) -> bool {
+        let (second, count) = &mut self.strangers;
+        if second.is_none_or(|start| now.saturating_duration_since(start).as_secs() >= 1) {
+            (*second, *count) = (Some(now), 0);
+        }
+        *count += 1;
+        *count <= STRANGERS_PER_SECOND
+    }
+
+    /// Data or an acknowledgement for a stream that is here.
+    fn on_stream(&mut self, now: Instant, path: PathId, message: Message) {
+        let key = message.key;
+        let Some(stream) = self.streams.get_mut(&key) else { return };
+        stream.note_heard(now);
+        if !self.on_phase(&message) {
+            return;
+        }
+        if let Err(what) = self.on_ack(now, &message) {
+            let error = Error::new(ErrorKind::Protocol, what);
+            self.reset_stream(now, key, error, true);
+            self.drop_if_unheld(key);
+            return;
+        }
+        if message.off.is_some() || message.fin {
+            self.on_data(now, key, message.off.unwrap_or(0), message.data, message.fin);
+        }
+        if message.probe
+            && let Some(stream) = self.streams.get_mut(&key)
+        {
+            // Back on the path that asked, which is then known to work.
+            let answer = stream.ack_message(key);
+            self.reply(Some(path), answer);
+        }
+        self.settle(now, key);
+        self.arm(key);
+    }
+
+    /// What the message says about acceptance. False when the stream is beyond talking to.
+    fn on_phase(&mut self, message: &Message) -> bool {
+        let key = message.key;
+        let Some(stream) = self.streams.get_mut(&key) else { return false };
+        match &mut stream.phase {
+            Phase::Failed(_) => return false,
+            Phase::Opening(opening) => {
+                let accepted = message.max.is_some() || message.off.is_some();
+                if !accepted {
+                    opening.heard = true;
+                    return message.ack.is_some();
+                }
+                let early_end = opening.early_end;
+                stream.phase = Phase::Open;
+                stream.confirmed = true;
+                if message.ack.unwrap_or(0) < early_end {
+                    stream.send.lose_early(early_end);
+                }
+                self.opening_queue.retain(|&(opening, _)| opening != key);
+                self.events.push_back(Event::Readable(key));
+                self.events.push_back(Event::Writable(key));
+                self.queue_data(key);
+            }
+            Phase::Open => stream.confirmed = true,
+            Phase::Incoming => {}
+        }
+        true
+    }
+
+    fn on_ack(&mut self, now: Instant, message: &Message) -> Result<(), &'static str> {
+        let key = message.key;
+        let Some(stream) = self.streams.get_mut(&key) else { return Ok(()) };
+        let mut writable = message.max.is_some_and(|max| stream.send.credit(max));
+        let mut landed = Vec::new();
+        let mut progress = false;
+        let ranges = message.ack.map(|ack| (0, ack)).into_iter().chain(message.sack.iter().copied());
+        for (from, to) in ranges {
+            if stream.send.is_beyond(to) {
+                return Err("acknowledges bytes that were never sent");
+            }
+            progress |= stream.send.acknowledge(from..to, &mut landed);
+        }
+        if progress {
+            stream.note_progress(now);
+            writable = true;
+        }
+        let mut late = Vec::new();
+        for flight in landed {
+            if let Some(path) = self.paths.get_mut(&flight.path)
+                && path.note_landed(now, flight.packet, flight.first)
+            {
+                late.push(flight.path);
+            }
+        }
+        late.dedup();
+        for path in late {
+            if let Some(path) = self.paths.get_mut(&path) {
+                path.widen_reordering();
+            }
+        }
+        if progress {
+            self.detect_losses(now);
+        }
+        if writable {
+            self.events.push_back(Event::Writable(key));
+            self.queue_data(key);
+        }
+        Ok(())
+    }
+
+    fn on_data(&mut self, now: Instant, key: Uuid, off: u64, data: bytes::Bytes, fin: bool) {
+        let Some(stream) = self.streams.get_mut(&key) else { return };
+        if !stream.is_held() && !data.is_empty() && off + data.len() as u64 > stream.recv.ack() {
+            let error = Error::new(ErrorKind::Aborted, "the other side has closed the connection");
+            self.reset_stream(now, key, error, true);
+            self.remove(key);
+            return;
+        }
+        let was_finished = stream.recv.is_finished();
+        match stream.recv.receive(off, data, fin) {
+            Ok(received) => {
+                match received {
+                    Received::New => stream.owe_ack(now),
+                    Received::Notable => stream.owe_gap_ack(now),
+                    Received::Duplicate => stream.ack_by(now),
+                }
+                if stream.recv.is_finished() && !was_finished {
+                    stream.ack_by(now);
+                }
+                if stream.is_ack_due(now) {
+                    self.owe_ack_now(now, key);
+                }
+                let stream = self.streams.get(&key);
+                if stream.is_some_and(|stream| stream.recv.is_readable() || stream.recv.is_finished()) {
+                    self.events.push_back(Event::Readable(key));
+                }
+            }
+            Err(violation) => {
+                self.reset_stream(now, key, Error::new(ErrorKind::Protocol, violation.0), true);
+                self.drop_if_unheld(key);
+            }
+        }
+    }
+}

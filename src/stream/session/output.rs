@@ -1,0 +1,208 @@
+//! What is due, made into events: openings first, then acknowledgements and data together.
+
+use std::time::Instant;
+
+use uuid::Uuid;
+
+use crate::envelope::frame_len;
+use crate::message::{self, Message, Type};
+use crate::stream::path::Path;
+
+use super::{EARLY_MAX, PathId, Phase, Session, Transmit};
+
+/// A chunk smaller than this is not squeezed into the rest of an event while more of its stream waits.
+const CHUNK_MIN: usize = 1024;
+/// Room that the members beside `data` take at most in a data message: numbers, and 32 `sack` ranges.
+const ACK_ROOM: usize = 1700;
+
+impl Session {
+    /// The next event to publish, if anything is due and some path takes it; `has_room` tells whether the queue of a
+    /// relay takes another event now.
+    pub fn poll_transmit(&mut self, now: Instant, has_room: &mut dyn FnMut(PathId) -> bool) -> Option<Transmit> {
+        if let Some(transmit) = self.poll_opening(now, has_room) {
+            return Some(transmit);
+        }
+        self.prune_data_queue();
+        if let Some(path) = self.reply_path(now, has_room) {
+            let with_data = self.paths.get(&path).is_some_and(Path::has_window);
+            return Some(self.pack(now, path, with_data));
+        }
+        if !self.data_queue.is_empty()
+            && let Some(path) = self.pick(now, has_room, true)
+        {
+            return Some(self.pack(now, path, true));
+        }
+        if !self.ack_queue.is_empty() {
+            let last = self.last_heard_on.filter(|id| self.usable(now, *id) && has_room(*id));
+            let path = last.or_else(|| self.pick(now, has_room, false))?;
+            return Some(self.pack(now, path, false));
+        }
+        None
+    }
+
+    fn usable(&self, now: Instant, id: PathId) -> bool {
+        self.paths.get(&id).is_some_and(|path| path.is_usable(now))
+    }
+
+    /// The nearest path with room: one where the peer is known to be, unless it is known on none.
+    fn pick(&self, now: Instant, has_room: &mut dyn FnMut(PathId) -> bool, data: bool) -> Option<PathId> {
+        let usable = || self.paths.iter().filter(|(_, path)| path.is_usable(now));
+        let proven_only = usable().any(|(_, path)| path.is_proven());
+        usable()
+            .filter(|(_, path)| !proven_only || path.is_proven())
+            .filter(|(id, path)| (!data || path.has_window()) && has_room(**id))
+            .min_by_key(|(_, path)| path.rtt.smoothed())
+            .map(|(&id, _)| id)
+    }
+
+    fn poll_opening(&mut self, now: Instant, has_room: &mut dyn FnMut(PathId) -> bool) -> Option<Transmit> {
+        for _ in 0..self.opening_queue.len() {
+            let (key, id) = self.opening_queue.pop_front()?;
+            if !self.usable(now, id) {
+                continue;
+            }
+            if !has_room(id) {
+                self.opening_queue.push_back((key, id));
+                continue;
+            }
+            let (Some(stream), Some(path)) = (self.streams.get_mut(&key), self.paths.get_mut(&id)) else { continue };
+            let Phase::Opening(opening) = &mut stream.phase else { continue };
+            if !opening.sealed {
+                opening.sealed = true;
+                let room = path.plaintext_max.saturating_sub(opening.connect.encoded_len());
+                let size = message::data_that_fits(room).min(EARLY_MAX);
+                if let Some(chunk) = stream.send.take_early(size) {
+                    opening.early_end = chunk.range.end;
+                    opening.connect.data = chunk.data;
+                    opening.connect.fin = chunk.fin;
+                }
+            }
+            let messages = vec![opening.connect.clone()];
+            let packet = path.note_control();
+            self.queue_data(key);
+            return Some(Transmit { path: id, packet, messages, opening: Some(key) });
+        }
+        None
+    }
+
+    /// Streams whose turn came to nothing meanwhile leave the queue.
+    fn prune_data_queue(&mut self) {
+        while let Some(&key) = self.data_queue.front() {
+            match self.streams.get_mut(&key) {
+                Some(stream) if stream.may_send() => return,
+                Some(stream) => stream.queued_data = false,
+                None => {}
+            }
+            self.data_queue.pop_front();
+        }
+    }
+
+    /// Where the first waiting reply is to go, if it can.
+    fn reply_path(&mut self, now: Instant, has_room: &mut dyn FnMut(PathId) -> bool) -> Option<PathId> {
+        let wanted = self.replies.front()?.0;
+        match wanted {
+            Some(id) if !self.usable(now, id) => {
+                // That path is gone; any other will do.
+                if let Some(front) = self.replies.front_mut() {
+                    front.0 = None;
+                }
+                self.pick(now, has_room, false)
+            }
+            Some(id) => has_room(id).then_some(id),
+            None => {
+                let last = self.last_heard_on.filter(|id| self.usable(now, *id) && has_room(*id));
+                last.or_else(|| self.pick(now, has_room, false))
+            }
+        }
+    }
+
+    /// Fills one event for a path: replies, then acknowledgements, then data as far as it fits.
+    fn pack(&mut self, now: Instant, id: PathId, with_data: bool) -> Transmit {
+        let budget = self.paths.get(&id).map_or(0, |path| path.plaintext_max);
+        let mut messages: Vec<Message> = Vec::new();
+        // Brackets of a batch; each message adds its own length and a comma.
+        let mut used = 2;
+        let mut chunks = Vec::new();
+        let small = budget / 2;
+        while let Some((wanted, message)) = self.replies.front() {
+            if wanted.is_some_and(|wanted| wanted != id) || used > small && !messages.is_empty() {
+                break;
+            }
+            used += message.encoded_len() + 1;
+            messages.extend(self.replies.pop_front().map(|(_, message)| message));
+        }
+        if with_data {
+            self.pack_data(now, id, budget, &mut used, &mut messages, &mut chunks);
+        }
+        while used <= small || messages.is_empty() {
+            let Some(key) = self.ack_queue.pop_front() else { break };
+            let Some(stream) = self.streams.get_mut(&key) else { continue };
+            stream.queued_ack = false;
+            if stream.owes_ack() {
+                let message = stream.ack_message(key);
+                used += message.encoded_len() + 1;
+                messages.push(message);
+                self.arm(key);
+            }
+        }
+        let packet = self.note_packet(now, id, used, chunks);
+        Transmit { path: id, packet, messages, opening: None }
+    }
+
+    fn note_packet(&mut self, now: Instant, id: PathId, used: usize, chunks: Vec<(Uuid, u64)>) -> u64 {
+        let Some(path) = self.paths.get_mut(&id) else { return 0 };
+        if chunks.is_empty() {
+            return path.note_control();
+        }
+        let packet = path.next_packet();
+        path.note_sent(now, frame_len(used) as u64, chunks);
+        packet
+    }
+
+    fn pack_data(
+        &mut self,
+        now: Instant,
+        id: PathId,
+        budget: usize,
+        used: &mut usize,
+        messages: &mut Vec<Message>,
+        chunks: &mut Vec<(Uuid, u64)>,
+    ) {
+        let packet = self.paths.get(&id).map_or(0, Path::next_packet);
+        for _ in 0..self.data_queue.len() {
+            let Some(key) = self.data_queue.pop_front() else { return };
+            let Some(stream) = self.streams.get_mut(&key) else { continue };
+            if !stream.may_send() {
+                stream.queued_data = false;
+                continue;
+            }
+            let mut message = Message::new(key, Type::Data);
+            let room = budget.saturating_sub(*used + ACK_ROOM);
+            let size = message::data_that_fits(room.saturating_sub(message.encoded_len()));
+            let enough = size >= stream.send.next_len().min(CHUNK_MIN) && size > 0;
+            if !enough && !messages.is_empty() {
+                self.data_queue.push_front(key);
+                return;
+            }
+            let Some(chunk) = stream.send.next_chunk(size.max(1)) else {
+                stream.queued_data = false;
+                continue;
+            };
+            stream.send.sent(&chunk, id, packet);
+            stream.note_data_sent(now);
+            stream.fill_ack(&mut message, false);
+            message.off = Some(chunk.range.start);
+            message.data = chunk.data;
+            message.fin = chunk.fin;
+            chunks.push((key, chunk.range.start));
+            *used += message.encoded_len() + 1;
+            messages.push(message);
+            if stream.may_send() {
+                self.data_queue.push_back(key);
+            } else {
+                stream.queued_data = false;
+            }
+            self.arm(key);
+        }
+    }
+}

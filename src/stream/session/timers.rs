@@ -1,0 +1,159 @@
+//! The passing of time: acknowledgements that have waited, openings to repeat, losses, probes, stalls.
+
+use std::time::{Duration, Instant};
+
+use uuid::Uuid;
+
+use crate::error::{Error, ErrorKind};
+use crate::message::Message;
+
+use super::{OUT_OF_USE, PathId, Phase, Session};
+
+/// An opening fails when no relay has been reachable for so long.
+const UNREACHABLE_AFTER: Duration = Duration::from_secs(10);
+
+impl Session {
+    /// When [`Self::handle_timeout`] is to be called next.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        let streams = self.timers.first().map(|&(at, _)| at);
+        let paths = self.paths.values().filter_map(|path| path.timeout()).min();
+        match (streams, paths) {
+            (Some(streams), Some(paths)) => Some(streams.min(paths)),
+            (streams, paths) => streams.or(paths),
+        }
+    }
+
+    /// Does what is due at `now`.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        self.paths.values_mut().for_each(|path| path.end_of_pause(now));
+        self.detect_losses(now);
+        self.probe_paths(now);
+        while let Some(&(at, key)) = self.timers.first() {
+            if at > now {
+                break;
+            }
+            self.on_deadline(now, key);
+        }
+    }
+
+    /// Declares lost what a later event has overtaken for too long, and sends it again.
+    pub(super) fn detect_losses(&mut self, now: Instant) {
+        let ids: Vec<PathId> = self.paths.keys().copied().collect();
+        for id in ids {
+            let Some(path) = self.paths.get_mut(&id) else { continue };
+            let lost = path.take_lost(now);
+            if let Some(latest) = lost.iter().map(|(_, sent)| sent.at).max() {
+                path.congestion.lost(now, latest);
+                self.resend(id, lost);
+            }
+        }
+    }
+
+    fn probe_paths(&mut self, now: Instant) {
+        let ids: Vec<PathId> = self.paths.keys().copied().collect();
+        for id in ids {
+            let Some(path) = self.paths.get_mut(&id) else { continue };
+            let Some(probe) = path.take_probe(now) else { continue };
+            let silent = path.is_silent();
+            self.resend(id, [probe]);
+            let elsewhere =
+                self.paths.iter().any(|(&other, path)| other != id && path.is_usable(now) && path.is_proven());
+            if silent && elsewhere {
+                // The peer is not there any more: what is under way goes over another relay.
+                if let Some(path) = self.paths.get_mut(&id) {
+                    path.put_out_of_use(now, OUT_OF_USE);
+                    let rest = path.take_all();
+                    self.resend(id, rest);
+                }
+            }
+        }
+    }
+
+    fn on_deadline(&mut self, now: Instant, key: Uuid) {
+        let Some(stream) = self.streams.get_mut(&key) else {
+            self.timers.retain(|&(_, timer)| timer != key);
+            return;
+        };
+        if matches!(stream.phase, Phase::Opening(_)) {
+            self.on_opening_deadline(now, key);
+        } else if stream.is_stalled(now, &self.settings) {
+            let error = Error::new(ErrorKind::Timeout, "the other side has not answered for too long");
+            self.reset_stream(now, key, error, true);
+            if self.streams.get(&key).is_some_and(|stream| !stream.is_held()) {
+                self.remove(key);
+            }
+        } else {
+            if stream.is_ack_due(now) {
+                self.owe_ack_now(now, key);
+            }
+            if let Some(stream) = self.streams.get_mut(&key)
+                && matches!(stream.phase, Phase::Open)
+                && stream.take_probe(now, &self.settings)
+            {
+                let message = Message { probe: true, ..stream.ack_message(key) };
+                self.reply(None, message);
+            }
+        }
+        self.arm(key);
+    }
+
+    fn on_opening_deadline(&mut self, now: Instant, key: Uuid) {
+        let up: Vec<PathId> = self.paths.iter().filter(|(_, path)| path.is_usable(now)).map(|(&id, _)| id).collect();
+        let best =
+            up.iter().copied().filter(|id| self.paths[id].is_proven()).min_by_key(|id| self.paths[id].rtt.smoothed());
+        let Some(stream) = self.streams.get_mut(&key) else { return };
+        let Phase::Opening(opening) = &mut stream.phase else { return };
+        let waited = now.saturating_duration_since(opening.since);
+        if up.is_empty() {
+            if waited >= UNREACHABLE_AFTER.min(self.settings.open_timeout) {
+                self.fail_unreachable(now, key);
+                return;
+            }
+            // A path that comes up sends it at once.
+            opening.next_at = (opening.since + UNREACHABLE_AFTER).max(now + Duration::from_secs(1));
+            return;
+        }
+        if waited >= self.settings.open_timeout {
+            let error = match (&self.trouble, opening.heard) {
+                (Some(trouble), _) => format!("the exit did not answer; a relay said: {trouble}"),
+                (None, true) => "the exit is there, but its service did not answer in time".to_owned(),
+                (None, false) => "the exit did not answer: it is not running, or not on these relays".to_owned(),
+            };
+            self.reset_stream(now, key, Error::new(ErrorKind::Timeout, error), true);
+            return;
+        }
+        let first = opening.attempts == 0;
+        opening.note_sent(now);
+        for id in up {
+            // The best path is enough at first; paths where the peer has not been heard are tried beside it.
+            let wanted = !first || best.is_none() || best == Some(id) || !self.paths[&id].is_proven();
+            if wanted && !self.opening_queue.contains(&(key, id)) {
+                self.opening_queue.push_back((key, id));
+            }
+        }
+    }
+
+    /// Ends the openings that have waited long enough for a relay.
+    pub(super) fn fail_openings_without_path(&mut self, now: Instant) {
+        if self.paths.values().any(|path| path.is_usable(now)) {
+            return;
+        }
+        let waiting: Vec<Uuid> = self
+            .streams
+            .iter()
+            .filter(|(_, stream)| {
+                matches!(&stream.phase, Phase::Opening(opening)
+                    if now.saturating_duration_since(opening.since) >= UNREACHABLE_AFTER)
+            })
+            .map(|(&key, _)| key)
+            .collect();
+        waiting.into_iter().for_each(|key| self.fail_unreachable(now, key));
+    }
+
+    fn fail_unreachable(&mut self, now: Instant, key: Uuid) {
+        let why = self.trouble.as_deref().unwrap_or("no relay answers");
+        let error = Error::new(ErrorKind::NetworkUnreachable, format!("no relay can be reached: {why}"));
+        self.reset_stream(now, key, error, true);
+    }
+}

@@ -1,0 +1,268 @@
+//! One stream of a session: its two halves, how far it is opened, what it owes the peer and when it must act.
+
+use std::time::{Duration, Instant};
+
+use crate::error::Error;
+use crate::message::{Message, Type, VERSION};
+
+use super::recv::RecvBuffer;
+use super::send::SendBuffer;
+use super::{ACK_DELAY, Settings};
+
+/// First pause before a `CONNECT` is repeated; it doubles.
+const CONNECT_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause between two repetitions of a `CONNECT`.
+const CONNECT_PAUSE_MAX: Duration = Duration::from_secs(4);
+/// First pause before a sender without credit asks for it; it doubles.
+const CREDIT_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause between two questions for credit.
+const CREDIT_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// Chunks that may arrive before an acknowledgement is due at once.
+const CHUNKS_PER_ACK: u32 = 4;
+/// Acknowledgements for gaps come no closer than this: a relay that shuffles opens a gap with every event.
+const GAP_ACK_PAUSE: Duration = Duration::from_millis(5);
+
+/// How far a stream is.
+#[derive(Debug)]
+pub(super) enum Phase {
+    /// Ours, and the exit has not accepted it yet.
+    Opening(Opening),
+    /// The peer's, and we have not accepted it yet.
+    Incoming,
+    /// Accepted.
+    Open,
+    /// Ended before its time; the handle has yet to be told.
+    Failed(Error),
+}
+
+/// An opening under way.
+#[derive(Debug)]
+pub(super) struct Opening {
+    /// The message, always the same.
+    pub(super) connect: Message,
+    /// Offset behind the early data in it.
+    pub(super) early_end: u64,
+    /// When it was asked for.
+    pub(super) since: Instant,
+    /// How often it went out.
+    pub(super) attempts: u32,
+    /// When it goes out next.
+    pub(super) next_at: Instant,
+    /// Whether the message is fixed: it has been handed out, and every repetition is the same event.
+    pub(super) sealed: bool,
+    /// Whether the exit has said that it is dialling.
+    pub(super) heard: bool,
+}
+
+impl Opening {
+    /// Notes that it went out.
+    pub(super) fn note_sent(&mut self, now: Instant) {
+        let pause = CONNECT_PAUSE.saturating_mul(1 << self.attempts.min(8)).min(CONNECT_PAUSE_MAX);
+        self.attempts += 1;
+        self.next_at = now + if self.heard { pause * 4 } else { pause };
+    }
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Stream {
+    pub(super) phase: Phase,
+    pub(super) send: SendBuffer,
+    pub(super) recv: RecvBuffer,
+    /// When the program let go of its end, or the last progress since.
+    released: Option<Instant>,
+    /// Whether the peer has shown that it knows of the acceptance.
+    pub(super) confirmed: bool,
+    /// Whether it stands in the session's queue of streams with data.
+    pub(super) queued_data: bool,
+    /// Whether it stands in the session's queue of streams with an acknowledgement due.
+    pub(super) queued_ack: bool,
+    /// The wake-up that the session has noted for it.
+    pub(super) timer: Option<Instant>,
+    /// When the peer was last heard about it.
+    pub(super) heard: Instant,
+    /// Since when an answer has been awaited without progress.
+    waiting_since: Option<Instant>,
+    /// Probes without an answer.
+    probes: u32,
+    last_probe: Option<Instant>,
+    chunks_unacked: u32,
+    ack_at: Option<Instant>,
+    last_gap_ack: Option<Instant>,
+    said_max: u64,
+}
+
+impl Stream {
+    pub(super) fn new(now: Instant, phase: Phase, settings: &Settings) -> Self {
+        Self {
+            phase,
+            send: SendBuffer::new(settings.window_max),
+            recv: RecvBuffer::new(settings.window_initial, settings.window_max),
+            released: None,
+            confirmed: false,
+            queued_data: false,
+            queued_ack: false,
+            timer: None,
+            heard: now,
+            waiting_since: None,
+            probes: 0,
+            last_probe: None,
+            chunks_unacked: 0,
+            ack_at: None,
+            last_gap_ack: None,
+            said_max: 0,
+        }
+    }
+
+    /// Whether data may be sent: also while opening, within the first credit.
+    pub(super) fn may_send(&self) -> bool {
+        match &self.phase {
+            Phase::Opening(opening) => opening.sealed && self.send.has_pending(),
+            Phase::Open => self.send.has_pending(),
+            Phase::Incoming | Phase::Failed(_) => false,
+        }
+    }
+
+    /// Whether the program still holds its end.
+    pub(super) const fn is_held(&self) -> bool {
+        self.released.is_none()
+    }
+
+    /// The program lets go of its end.
+    pub(super) const fn release(&mut self, now: Instant) {
+        self.released = Some(now);
+    }
+
+    /// Whether both directions have ended and all of it is acknowledged and taken.
+    pub(super) fn is_over(&self) -> bool {
+        !self.is_held() && self.send.is_complete() && self.recv.is_finished()
+    }
+
+    /// The peer spoke about this stream.
+    pub(super) fn note_heard(&mut self, now: Instant) {
+        self.heard = now;
+        if self.probes > 0 {
+            self.probes = 0;
+            self.waiting_since = self.send.has_outstanding().then_some(now);
+        }
+    }
+
+    /// Something was acknowledged.
+    pub(super) fn note_progress(&mut self, now: Instant) {
+        self.waiting_since = self.send.has_outstanding().then_some(now);
+        self.released = self.released.map(|_| now);
+    }
+
+    /// Something was sent that is to be acknowledged.
+    pub(super) fn note_data_sent(&mut self, now: Instant) {
+        self.waiting_since.get_or_insert(now);
+    }
+
+    /// A new chunk arrived that may wait for company before it is acknowledged.
+    pub(super) fn owe_ack(&mut self, now: Instant) {
+        self.chunks_unacked += 1;
+        let at = if self.chunks_unacked >= CHUNKS_PER_ACK { now } else { now + ACK_DELAY };
+        self.ack_by(at);
+    }
+
+    /// A gap was opened or filled: the sender should know soon.
+    pub(super) fn owe_gap_ack(&mut self, now: Instant) {
+        self.chunks_unacked += 1;
+        let at = self.last_gap_ack.map_or(now, |last| (last + GAP_ACK_PAUSE).max(now));
+        self.last_gap_ack = Some(at);
+        self.ack_by(at);
+    }
+
+    /// An acknowledgement is due no later than this.
+    pub(super) fn ack_by(&mut self, at: Instant) {
+        self.ack_at = Some(self.ack_at.map_or(at, |due| due.min(at)));
+    }
+
+    /// Whether an acknowledgement is due.
+    pub(super) fn is_ack_due(&self, now: Instant) -> bool {
+        self.ack_at.is_some_and(|at| at <= now)
+    }
+
+    /// Whether an acknowledgement waits that may ride on something else.
+    pub(super) const fn owes_ack(&self) -> bool {
+        self.ack_at.is_some()
+    }
+
+    /// Puts the acknowledgement and the credit into a message on its way out, of whatever type.
+    pub(super) fn fill_ack(&mut self, message: &mut Message, force: bool) {
+        let accepted = matches!(self.phase, Phase::Open);
+        if !(force || self.owes_ack() || !self.confirmed && accepted) {
+            return;
+        }
+        message.ack = Some(self.recv.ack());
+        message.sack = self.recv.sack();
+        self.ack_at = None;
+        self.chunks_unacked = 0;
+        // Without `max` it says: heard, but not accepted yet.
+        if accepted && (force || !self.confirmed || self.recv.max() != self.said_max) {
+            message.max = Some(self.recv.max());
+            self.said_max = self.recv.max();
+        }
+        if !self.confirmed {
+            message.nws = Some(VERSION);
+        }
+    }
+
+    /// A pure acknowledgement.
+    pub(super) fn ack_message(&mut self, key: uuid::Uuid) -> Message {
+        let mut message = Message::new(key, Type::Ack);
+        self.fill_ack(&mut message, true);
+        message
+    }
+
+    /// When it must act next.
+    pub(super) fn deadline(&self, settings: &Settings) -> Option<Instant> {
+        match &self.phase {
+            Phase::Failed(_) => None,
+            Phase::Opening(opening) => Some(opening.next_at.min(opening.since + settings.open_timeout)),
+            Phase::Incoming => self.ack_at.filter(|_| !self.queued_ack),
+            Phase::Open => {
+                let since = [self.waiting_since, self.released].into_iter().flatten().min();
+                let stall = since.map(|since| since + settings.stall_timeout);
+                // Once queued, an acknowledgement goes out when a relay has room; no clock helps it.
+                [self.ack_at.filter(|_| !self.queued_ack), stall, self.probe_at(settings)].into_iter().flatten().min()
+            }
+        }
+    }
+
+    /// When the peer is to be asked whether it is there, or for credit.
+    fn probe_at(&self, settings: &Settings) -> Option<Instant> {
+        if self.send.has_outstanding() {
+            // What is under way is repeated by its path, which asks the same question.
+            return None;
+        }
+        if self.send.is_blocked() {
+            let pause = CREDIT_PAUSE.saturating_mul(1 << self.probes.min(8)).min(CREDIT_PAUSE_MAX);
+            return Some(self.last_probe.filter(|_| self.probes > 0).unwrap_or(self.heard) + pause);
+        }
+        Some(match self.last_probe.filter(|_| self.probes > 0) {
+            Some(last) => last + settings.idle_probe_after / 6,
+            None => self.heard + settings.idle_probe_after,
+        })
+    }
+
+    /// Whether to probe now; notes it.
+    pub(super) fn take_probe(&mut self, now: Instant, settings: &Settings) -> bool {
+        if self.probe_at(settings).is_none_or(|at| now < at) {
+            return false;
+        }
+        self.probes += 1;
+        self.last_probe = Some(now);
+        self.waiting_since.get_or_insert(now);
+        true
+    }
+
+    /// Whether the peer has been silent for too long.
+    pub(super) fn is_stalled(&self, now: Instant, settings: &Settings) -> bool {
+        let unanswered = !self.send.is_blocked()
+            && self.probes >= settings.idle_probes
+            && self.probe_at(settings).is_some_and(|at| now >= at);
+        let since = [self.waiting_since, self.released].into_iter().flatten().min();
+        unanswered || since.is_some_and(|since| now >= since + settings.stall_timeout)
+    }
+}
