@@ -13,6 +13,7 @@
 
 pub mod error;
 pub mod limits;
+pub mod name;
 pub mod proxy;
 
 pub use error::{Error, ErrorKind};
