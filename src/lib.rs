@@ -11,10 +11,12 @@
 //! | 1 | [`stream`] | the engine without I/O and without a clock |
 //! | 0 | [`name`], [`message`], [`envelope`], [`error`], [`limits`] | names, messages, events, the error table, limits |
 
+pub mod cli;
 pub mod envelope;
 pub mod error;
 pub mod limits;
 pub mod message;
+pub mod name;
 pub mod proxy;
 pub mod stream;
 
