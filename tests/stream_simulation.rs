@@ -1,0 +1,569 @@
+//! Two sessions and a simulated network between them: it loses, delays, reorders and repeats events, and its relays
+//! break down. Whatever it does, the bytes that come out are the bytes that went in, and memory stays bounded.
+
+use std::collections::{BTreeMap, HashMap};
+use std::time::{Duration, Instant};
+
+use nws::ErrorKind;
+use nws::envelope::EventLimits;
+use nws::limits::Limits;
+use nws::message::{Message, decode, encode};
+use nws::stream::{Event, PathId, Refusal, Session, Settings, Side};
+use proptest::prelude::*;
+use uuid::Uuid;
+
+/// What one relay does to events.
+#[derive(Debug, Clone)]
+struct Weather {
+    delay: Duration,
+    jitter: Duration,
+    loss: f64,
+    repeat: f64,
+    /// Events that the relay passes on at once, then it waits for `batch`: as strfry does.
+    batch: Duration,
+}
+
+impl Weather {
+    fn fair(delay_ms: u64) -> Self {
+        Self {
+            delay: Duration::from_millis(delay_ms),
+            jitter: Duration::ZERO,
+            loss: 0.0,
+            repeat: 0.0,
+            batch: Duration::ZERO,
+        }
+    }
+}
+
+const PROXY: usize = 0;
+const EXIT: usize = 1;
+
+/// An end of the session and the program behind it.
+struct End {
+    session: Session,
+    /// What each stream has still to send, and what it has read.
+    outbox: HashMap<Uuid, Vec<u8>>,
+    inbox: HashMap<Uuid, Vec<u8>>,
+    ended: HashMap<Uuid, bool>,
+    failed: HashMap<Uuid, ErrorKind>,
+    opening: HashMap<Uuid, Vec<Message>>,
+    /// Bytes that the program reads in a go; 0 is a reader that stalls.
+    appetite: usize,
+    /// What the exit's program answers with, per stream.
+    answer: Vec<u8>,
+    accept: bool,
+    most_held: usize,
+    sent_events: u64,
+}
+
+struct World {
+    start: Instant,
+    now: Instant,
+    ends: [End; 2],
+    relays: BTreeMap<PathId, (Weather, bool)>,
+    /// Events on their way, by arrival: to which end, on which relay, the plaintext.
+    wire: BTreeMap<(Instant, u64), (usize, PathId, String)>,
+    serial: u64,
+    rng: fastrand::Rng,
+}
+
+fn settings() -> Settings {
+    Settings::from(&Limits::default())
+}
+
+fn plaintext_max() -> usize {
+    EventLimits { message: 65_536, content: 65_536 }.plaintext_max().unwrap()
+}
+
+impl World {
+    fn new(seed: u64, relays: Vec<Weather>) -> Self {
+        let now = Instant::now();
+        let end = |side| End {
+            session: Session::new(side, settings()),
+            outbox: HashMap::new(),
+            inbox: HashMap::new(),
+            ended: HashMap::new(),
+            failed: HashMap::new(),
+            opening: HashMap::new(),
+            appetite: usize::MAX,
+            answer: Vec::new(),
+            accept: true,
+            most_held: 0,
+            sent_events: 0,
+        };
+        let mut world = Self {
+            start: now,
+            now,
+            ends: [end(Side::Proxy), end(Side::Exit)],
+            relays: relays.into_iter().enumerate().map(|(id, weather)| (id as PathId, (weather, true))).collect(),
+            wire: BTreeMap::new(),
+            serial: 0,
+            rng: fastrand::Rng::with_seed(seed),
+        };
+        for id in world.relays.keys() {
+            for end in &mut world.ends {
+                end.session.path_up(now, *id, plaintext_max());
+            }
+        }
+        world
+    }
+
+    fn open(&mut self, request: Vec<u8>) -> Uuid {
+        let key = Uuid::from_u128(u128::from(self.rng.u64(..)) << 64 | 7);
+        let end = &mut self.ends[PROXY];
+        end.session.open(self.now, key, "x.nostr:80".into());
+        end.outbox.insert(key, request);
+        end.inbox.insert(key, Vec::new());
+        self.run_program(PROXY);
+        key
+    }
+
+    /// The relay breaks down for everybody, with all it holds.
+    fn cut(&mut self, id: PathId) {
+        self.relays.get_mut(&id).unwrap().1 = false;
+        self.wire.retain(|_, (_, path, _)| *path != id);
+        for end in &mut self.ends {
+            end.session.path_down(self.now, id, "the relay was killed");
+        }
+    }
+
+    fn mend(&mut self, id: PathId, end: usize) {
+        self.relays.get_mut(&id).unwrap().1 = true;
+        self.ends[end].session.path_up(self.now, id, plaintext_max());
+    }
+
+    /// The program of one end: accepts, writes what it has, reads what it likes.
+    fn run_program(&mut self, index: usize) {
+        let now = self.now;
+        let end = &mut self.ends[index];
+        while let Some(event) = end.session.poll_event() {
+            if let Event::Incoming(incoming) = event {
+                if end.accept {
+                    end.session.accept(now, incoming.key);
+                    end.outbox.insert(incoming.key, end.answer.clone());
+                    end.inbox.insert(incoming.key, Vec::new());
+                } else {
+                    let error = nws::Error::new(ErrorKind::Refused, "nobody listens");
+                    end.session.reject(now, incoming.key, &error);
+                }
+            }
+        }
+        let keys: Vec<Uuid> = end.inbox.keys().copied().collect();
+        for key in keys {
+            if end.failed.contains_key(&key) {
+                continue;
+            }
+            if let Some(data) = end.outbox.get_mut(&key) {
+                match end.session.write(key, data) {
+                    Ok(taken) => {
+                        data.drain(..taken);
+                        if data.is_empty() && end.session.finish(key).is_ok() {
+                            end.outbox.remove(&key);
+                        }
+                    }
+                    Err(error) => {
+                        end.failed.insert(key, error.kind());
+                        continue;
+                    }
+                }
+            }
+            let mut appetite = end.appetite;
+            while appetite > 0 && !end.ended.contains_key(&key) {
+                let mut buffer = Vec::with_capacity(appetite.min(65_536));
+                let mut limited = bytes::BufMut::limit(&mut buffer, appetite.min(65_536));
+                match end.session.read(now, key, &mut limited) {
+                    Ok(Some(0)) => {
+                        end.ended.insert(key, true);
+                    }
+                    Ok(Some(len)) => {
+                        appetite -= len;
+                        end.inbox.get_mut(&key).unwrap().extend_from_slice(&buffer);
+                    }
+                    Ok(None) => break,
+                    Err(error) => {
+                        end.failed.insert(key, error.kind());
+                        break;
+                    }
+                }
+            }
+        }
+        end.most_held = end.most_held.max(end.session.held_bytes());
+    }
+
+    fn publish(&mut self, index: usize) {
+        loop {
+            let end = &mut self.ends[index];
+            let Some(transmit) = end.session.poll_transmit(self.now, &mut |_| true) else { return };
+            end.sent_events += 1;
+            let messages = match transmit.opening {
+                // The very same event, whatever the engine says the second time.
+                Some(key) => end.opening.entry(key).or_insert(transmit.messages).clone(),
+                None => transmit.messages,
+            };
+            let plaintext = encode(&messages);
+            assert!(plaintext.len() <= plaintext_max(), "an event of {} bytes is too long", plaintext.len());
+            let (weather, up) = &self.relays[&transmit.path];
+            if !up || self.rng.f64() < weather.loss {
+                continue;
+            }
+            for _ in 0..1 + usize::from(self.rng.f64() < weather.repeat) {
+                let jitter = weather.jitter.mul_f64(self.rng.f64());
+                let mut arrival = self.now + weather.delay + jitter;
+                if !weather.batch.is_zero() {
+                    // Everything of one period arrives together, in random order.
+                    let period = weather.batch.as_nanos();
+                    let since = arrival.duration_since(self.start).as_nanos();
+                    arrival += Duration::from_nanos(((period - since % period) % period) as u64);
+                }
+                self.serial += 1;
+                let order = if weather.batch.is_zero() { self.serial } else { self.rng.u64(..) };
+                self.wire.insert((arrival, order), (1 - index, transmit.path, plaintext.clone()));
+            }
+        }
+    }
+
+    /// Lets time pass until nothing more happens before `until`, or `done` says so.
+    fn run(&mut self, span: Duration, mut done: impl FnMut(&mut Self) -> bool) -> bool {
+        let until = self.now + span;
+        for _ in 0..2_000_000 {
+            for index in [PROXY, EXIT] {
+                self.run_program(index);
+                self.publish(index);
+            }
+            if done(self) {
+                return true;
+            }
+            let timers = self.ends.iter().filter_map(|end| end.session.poll_timeout());
+            let next = self.wire.keys().map(|(at, _)| *at).take(1).chain(timers).min().unwrap_or(until);
+            if next >= until {
+                self.now = until;
+                return done(self);
+            }
+            self.now = self.now.max(next);
+            while let Some(entry) = self.wire.first_entry().filter(|entry| entry.key().0 <= self.now) {
+                let (index, path, plaintext) = entry.remove();
+                if self.relays[&path].1 {
+                    let messages = decode(plaintext.as_bytes()).unwrap();
+                    self.ends[index].session.handle(self.now, path, messages);
+                }
+            }
+            for end in &mut self.ends {
+                if end.session.poll_timeout().is_some_and(|at| at <= self.now) {
+                    end.session.handle_timeout(self.now);
+                }
+            }
+        }
+        panic!("the simulation does not come to rest");
+    }
+
+    fn ended(&self, key: Uuid) -> bool {
+        self.ends.iter().all(|end| end.ended.contains_key(&key) && !end.outbox.contains_key(&key))
+    }
+
+    fn release(&mut self, key: Uuid) {
+        for end in &mut self.ends {
+            end.session.release(self.now, key);
+        }
+    }
+}
+
+fn pattern(len: usize, salt: u8) -> Vec<u8> {
+    (0..len).map(|i| (i as u8).wrapping_mul(31).wrapping_add((i >> 8) as u8) ^ salt).collect()
+}
+
+fn transfer(world: &mut World, up: usize, down: usize, span: Duration) -> Uuid {
+    world.ends[EXIT].answer = pattern(down, 1);
+    let request = pattern(up, 2);
+    let key = world.open(request.clone());
+    assert!(world.run(span, |world| world.ended(key)), "not done in {span:?}: {:?}", world.ends[PROXY].failed);
+    assert!(world.ends[PROXY].inbox[&key] == pattern(down, 1), "the download differs");
+    assert!(world.ends[EXIT].inbox[&key] == request, "the upload differs");
+    key
+}
+
+#[test]
+fn bytes_pass_both_ways_and_nothing_is_left_behind() {
+    let mut world = World::new(1, vec![Weather::fair(5)]);
+    let key = transfer(&mut world, 300_000, 5_000_000, Duration::from_secs(60));
+    world.release(key);
+    world.run(Duration::from_secs(5), |_| false);
+    for end in &world.ends {
+        assert_eq!((end.session.stream_count(), end.session.held_bytes()), (0, 0));
+        assert_eq!(end.session.poll_timeout(), None, "an idle session needs no clock");
+    }
+}
+
+#[test]
+fn a_request_known_at_the_start_travels_with_the_opening_and_the_answer_comes_a_round_trip_later() {
+    let mut world = World::new(2, vec![Weather::fair(50)]);
+    world.ends[EXIT].answer = b"pong".to_vec();
+    let start = world.now;
+    let key = world.open(b"ping".to_vec());
+    assert!(world.run(Duration::from_secs(5), |world| world.ended(key)));
+    assert_eq!(world.now - start, Duration::from_millis(100));
+    assert_eq!(world.ends[PROXY].sent_events, 1, "one event carries the opening, the request and the end");
+}
+
+#[test]
+fn an_hour_of_a_bad_network_changes_no_byte() {
+    let weather = Weather {
+        delay: Duration::from_millis(40),
+        jitter: Duration::from_millis(60),
+        loss: 0.1,
+        repeat: 0.1,
+        batch: Duration::ZERO,
+    };
+    let mut world = World::new(3, vec![weather]);
+    transfer(&mut world, 2_000_000, 20_000_000, Duration::from_secs(3600));
+}
+
+#[test]
+fn a_relay_that_delivers_batches_in_random_order_is_used_to_the_full() {
+    let weather = Weather { batch: Duration::from_millis(100), ..Weather::fair(1) };
+    let mut world = World::new(20, vec![weather]);
+    let start = world.now;
+    transfer(&mut world, 100, 30_000_000, Duration::from_secs(600));
+    let events = world.ends[EXIT].sent_events;
+    assert!(events < 1_300, "{events} events for 1,000 chunks: what was only late was sent again");
+    assert!(world.now - start < Duration::from_secs(12), "{:?}", world.now - start);
+}
+
+#[test]
+fn a_relay_that_is_killed_and_restarted_does_not_break_a_transfer() {
+    let mut world = World::new(4, vec![Weather::fair(10)]);
+    world.ends[EXIT].answer = pattern(8_000_000, 1);
+    let key = world.open(b"go".to_vec());
+    assert!(world.run(Duration::from_secs(60), |world| world.ends[PROXY].inbox[&key].len() > 3_000_000));
+    world.cut(0);
+    world.run(Duration::from_secs(20), |_| false);
+    // The two sides find their way back one after the other.
+    world.mend(0, EXIT);
+    world.run(Duration::from_secs(2), |_| false);
+    world.mend(0, PROXY);
+    let back = world.now;
+    assert!(world.run(Duration::from_secs(30), |world| world.ended(key)));
+    assert!(world.ends[PROXY].inbox[&key] == pattern(8_000_000, 1));
+    assert!(world.now - back < Duration::from_secs(8), "took {:?} to recover", world.now - back);
+}
+
+#[test]
+fn one_bad_relay_of_two_harms_nothing() {
+    let dead = Weather { loss: 1.0, ..Weather::fair(1) };
+    let mut world = World::new(5, vec![dead, Weather::fair(20)]);
+    let start = world.now;
+    let key = transfer(&mut world, 100, 3_000_000, Duration::from_secs(60));
+    world.release(key);
+    assert!(world.now - start < Duration::from_secs(3), "{:?}", world.now - start);
+}
+
+#[test]
+fn two_relays_carry_one_stream_and_the_loss_of_one_is_made_good() {
+    let mut world = World::new(6, vec![Weather::fair(15), Weather::fair(20)]);
+    world.ends[EXIT].answer = pattern(12_000_000, 1);
+    let key = world.open(b"go".to_vec());
+    assert!(world.run(Duration::from_secs(60), |world| world.ends[PROXY].inbox[&key].len() > 4_000_000));
+    world.cut(0);
+    assert!(world.run(Duration::from_secs(20), |world| world.ended(key)));
+    assert!(world.ends[PROXY].inbox[&key] == pattern(12_000_000, 1));
+}
+
+#[test]
+fn a_stalled_reader_holds_back_the_sender_and_memory_stays_within_the_window() {
+    let mut world = World::new(7, vec![Weather::fair(2)]);
+    world.ends[EXIT].answer = pattern(64_000_000, 1);
+    world.ends[PROXY].appetite = 0;
+    let key = world.open(b"go".to_vec());
+    world.run(Duration::from_secs(600), |_| false);
+    let window = settings().window_initial as usize;
+    assert!(world.ends[PROXY].most_held <= window, "{}", world.ends[PROXY].most_held);
+    assert!(world.ends[EXIT].most_held <= window, "{}", world.ends[EXIT].most_held);
+    assert!(world.ends[PROXY].failed.is_empty(), "a peer that answers probes is alive");
+    // And it goes on when the reader wakes.
+    world.ends[PROXY].appetite = usize::MAX;
+    assert!(world.run(Duration::from_secs(120), |world| world.ended(key)));
+    let bound = settings().window_max as usize;
+    assert!(world.ends.iter().all(|end| end.most_held <= bound));
+}
+
+#[test]
+fn a_slow_reader_is_never_sent_more_than_it_gave_credit_for() {
+    let mut world = World::new(8, vec![Weather { loss: 0.05, ..Weather::fair(3) }]);
+    world.ends[PROXY].appetite = 700;
+    transfer(&mut world, 10, 400_000, Duration::from_secs(3600));
+}
+
+#[test]
+fn a_refusal_reaches_the_opener_with_its_reason_even_if_the_first_answer_is_lost() {
+    let mut world = World::new(9, vec![Weather { loss: 0.4, ..Weather::fair(10) }]);
+    world.ends[EXIT].accept = false;
+    let key = world.open(b"go".to_vec());
+    assert!(world.run(Duration::from_secs(29), |world| world.ends[PROXY].failed.contains_key(&key)));
+    assert_eq!(world.ends[PROXY].failed[&key], ErrorKind::Refused);
+}
+
+#[test]
+fn an_exit_that_is_not_there_is_a_timeout_and_no_relay_is_unreachable() {
+    let mut world = World::new(10, vec![Weather { loss: 1.0, ..Weather::fair(10) }]);
+    let key = world.open(b"go".to_vec());
+    assert!(world.run(Duration::from_secs(31), |world| world.ends[PROXY].failed.contains_key(&key)));
+    assert_eq!(world.ends[PROXY].failed[&key], ErrorKind::Timeout);
+
+    let mut world = World::new(11, vec![Weather::fair(10)]);
+    world.cut(0);
+    let key = world.open(b"go".to_vec());
+    assert!(world.run(Duration::from_secs(11), |world| world.ends[PROXY].failed.contains_key(&key)));
+    assert_eq!(world.ends[PROXY].failed[&key], ErrorKind::NetworkUnreachable);
+}
+
+#[test]
+fn a_peer_that_vanishes_ends_the_stream_after_the_stall_time() {
+    let mut world = World::new(12, vec![Weather::fair(10)]);
+    world.ends[EXIT].answer = pattern(50_000_000, 1);
+    let key = world.open(b"go".to_vec());
+    world.run(Duration::from_millis(200), |_| false);
+    world.cut(0);
+    let start = world.now;
+    assert!(world.run(Duration::from_secs(120), |world| world.ends[EXIT].failed.contains_key(&key)));
+    assert_eq!(world.ends[EXIT].failed[&key], ErrorKind::Timeout);
+    let took = world.now - start;
+    assert!(took >= Duration::from_secs(55) && took <= Duration::from_secs(61), "{took:?}");
+}
+
+#[test]
+fn an_idle_stream_lives_as_long_as_the_peer_answers_and_ends_when_it_is_gone() {
+    let mut world = World::new(13, vec![Weather::fair(10)]);
+    let key = Uuid::from_u128(5);
+    world.ends[PROXY].session.open(world.now, key, "x.nostr:80".into());
+    world.run(Duration::from_secs(3600), |_| false);
+    assert!(world.ends[PROXY].session.is_open(key).unwrap(), "an hour of silence with probes answered");
+    let sent: u64 = world.ends.iter().map(|end| end.sent_events).sum();
+    assert!(sent < 200, "{sent} events in an idle hour");
+    // The exit is restarted: it knows nothing of the stream and says so.
+    world.ends[EXIT].session = Session::new(Side::Exit, settings());
+    world.ends[EXIT].session.path_up(world.now, 0, plaintext_max());
+    world.run(Duration::from_secs(70), |_| false);
+    assert_eq!(world.ends[PROXY].session.is_open(key).unwrap_err().kind(), ErrorKind::UnknownStream);
+}
+
+#[test]
+fn a_released_stream_without_an_end_is_reset_for_the_peer() {
+    let mut world = World::new(14, vec![Weather::fair(10)]);
+    world.ends[EXIT].answer = pattern(50_000_000, 1);
+    world.ends[PROXY].appetite = 100;
+    let key = world.open(pattern(10, 0));
+    world.run(Duration::from_millis(100), |_| false);
+    world.ends[PROXY].session.release(world.now, key);
+    world.run(Duration::from_secs(1), |_| false);
+    assert_eq!(world.ends[EXIT].failed.get(&key), Some(&ErrorKind::Aborted));
+    assert_eq!(world.ends[PROXY].session.stream_count(), 0);
+}
+
+#[test]
+fn many_streams_share_a_session_fairly() {
+    let mut world = World::new(15, vec![Weather::fair(10)]);
+    world.ends[EXIT].answer = pattern(400_000, 1);
+    let keys: Vec<Uuid> = (0..50).map(|_| world.open(b"go".to_vec())).collect();
+    let first = world.run(Duration::from_secs(60), |world| keys.iter().any(|key| world.ended(*key)));
+    assert!(first);
+    let least = keys.iter().map(|key| world.ends[PROXY].inbox[key].len()).min().unwrap();
+    assert!(least > 200_000, "while the first has all of it, the last has {least} bytes");
+    assert!(world.run(Duration::from_secs(60), |world| keys.iter().all(|key| world.ended(*key))));
+}
+
+#[test]
+fn small_messages_share_events() {
+    let mut world = World::new(16, vec![Weather::fair(10)]);
+    world.ends[EXIT].answer = b"small".to_vec();
+    let keys: Vec<Uuid> = (0..200).map(|_| world.open(b"go".to_vec())).collect();
+    assert!(world.run(Duration::from_secs(60), |world| keys.iter().all(|key| world.ended(*key))));
+    let answers = world.ends[EXIT].sent_events;
+    assert!(answers <= 10, "{answers} events for 200 small answers");
+}
+
+#[test]
+fn a_relay_that_finds_events_too_long_is_sent_shorter_ones() {
+    let mut world = World::new(17, vec![Weather::fair(10)]);
+    world.ends[EXIT].answer = pattern(200_000, 1);
+    let key = world.open(b"go".to_vec());
+    let limit = 12_000;
+    for _ in 0..2_000 {
+        world.run_program(PROXY);
+        world.publish(PROXY);
+        world.run_program(EXIT);
+        // The exit's relay refuses what is longer than its limit.
+        while let Some(transmit) = world.ends[EXIT].session.poll_transmit(world.now, &mut |_| true) {
+            let plaintext = encode(&transmit.messages);
+            if plaintext.len() > limit {
+                world.ends[EXIT].session.refused(world.now, 0, transmit.packet, Refusal::TooLarge);
+            } else {
+                world.ends[PROXY].session.handle(world.now, 0, decode(plaintext.as_bytes()).unwrap());
+            }
+        }
+        world.run(Duration::from_millis(10), |_| false);
+        if world.ended(key) {
+            break;
+        }
+    }
+    assert!(world.ends[PROXY].inbox[&key] == pattern(200_000, 1));
+}
+
+#[test]
+fn garbage_from_the_peer_resets_its_stream_and_nothing_else() {
+    let mut world = World::new(18, vec![Weather::fair(10)]);
+    let key = Uuid::from_u128(5);
+    let other = Uuid::from_u128(6);
+    for key in [key, other] {
+        world.ends[PROXY].session.open(world.now, key, "x.nostr:80".into());
+    }
+    world.run(Duration::from_secs(1), |_| false);
+    let message = |text: String| decode(text.as_bytes()).unwrap();
+    let lies = [
+        format!(r#"{{"key":"{key}","type":"ACK","ack":99999}}"#),
+        format!(r#"{{"key":"{key}","type":"DATA","off":18446744073709551615,"data":"eHh4"}}"#),
+    ];
+    for lie in lies {
+        world.ends[PROXY].session.handle(world.now, 0, message(lie));
+    }
+    assert_eq!(world.ends[PROXY].session.is_open(key).unwrap_err().kind(), ErrorKind::Protocol);
+    assert!(world.ends[PROXY].session.is_open(other).unwrap());
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, ..ProptestConfig::default() })]
+
+    #[test]
+    fn whatever_the_schedule_the_bytes_are_the_same(
+        seed in any::<u64>(),
+        relays in prop::collection::vec((0u64..150, 0u64..200, 0.0f64..0.3, 0.0f64..0.3), 1..4),
+        up in 0usize..400_000,
+        down in 0usize..1_500_000,
+        appetite in prop_oneof![Just(usize::MAX), 2_000usize..50_000],
+        cuts in prop::collection::vec((50u64..3_000, 0usize..3, 10u64..8_000), 0..3),
+    ) {
+        let weather = relays.iter().map(|&(delay, jitter, loss, repeat)| Weather {
+            delay: Duration::from_millis(delay), jitter: Duration::from_millis(jitter), loss, repeat, batch: Duration::ZERO,
+        }).collect();
+        let mut world = World::new(seed, weather);
+        world.ends[PROXY].appetite = appetite;
+        world.ends[EXIT].appetite = appetite;
+        world.ends[EXIT].answer = pattern(down, 1);
+        let request = pattern(up, 2);
+        let key = world.open(request.clone());
+        for (after, relay, pause) in cuts {
+            let relay = (relay % relays.len()) as PathId;
+            if world.run(Duration::from_millis(after), |world| world.ended(key)) {
+                break;
+            }
+            world.cut(relay);
+            world.run(Duration::from_millis(pause), |_| false);
+            world.mend(relay, PROXY);
+            world.run(Duration::from_millis(pause / 4), |_| false);
+            world.mend(relay, EXIT);
+        }
+        prop_assert!(world.run(Duration::from_secs(3600), |world| world.ended(key)), "{:?} {:?}", world.ends[PROXY].failed, world.ends[EXIT].failed);
+        prop_assert!(world.ends[PROXY].inbox[&key] == pattern(down, 1));
+        prop_assert!(world.ends[EXIT].inbox[&key] == request);
+        let bound = 2 * settings().window_max as usize;
+        prop_assert!(world.ends.iter().all(|end| end.most_held <= bound));
+    }
+}
