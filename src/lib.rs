@@ -14,5 +14,6 @@
 pub mod error;
 pub mod limits;
 pub mod proxy;
+pub mod relay;
 
 pub use error::{Error, ErrorKind};
