@@ -18,6 +18,7 @@ pub mod limits;
 pub mod message;
 pub mod name;
 pub mod proxy;
+pub mod relay;
 pub mod stream;
 
 pub use error::{Error, ErrorKind};
