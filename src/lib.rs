@@ -11,6 +11,7 @@
 //! | 1 | [`stream`] | the engine without I/O and without a clock |
 //! | 0 | [`name`], [`message`], [`envelope`], [`error`], [`limits`] | names, messages, events, the error table, limits |
 
+pub mod config;
 pub mod error;
 pub mod limits;
 pub mod proxy;
