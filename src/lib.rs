@@ -15,5 +15,6 @@ pub mod config;
 pub mod error;
 pub mod limits;
 pub mod proxy;
+pub mod run;
 
 pub use error::{Error, ErrorKind};
