@@ -4,16 +4,19 @@
 //!
 //! | floor | module | what lives there |
 //! | --- | --- | --- |
-//! | 5 | [`config`], [`run`] | the layered configuration; one file per command that stays up |
+//! | 6 | [`cli`] | the command line |
+| 5 | [`config`], [`run`] | the layered configuration; one file per command that stays up |
 //! | 4 | [`proxy`], [`exit`] | listeners, SOCKS, HTTP, routing; services |
 //! | 3 | [`tunnel`] | sessions on relay links; streams as `AsyncRead + AsyncWrite` |
 //! | 2 | [`relay`] | one link, the set of links, NIP-11, the embedded server |
 //! | 1 | [`stream`] | the engine without I/O and without a clock |
 //! | 0 | [`name`], [`message`], [`envelope`], [`error`], [`limits`] | names, messages, events, the error table, limits |
 
+pub mod cli;
 pub mod config;
 pub mod error;
 pub mod limits;
+pub mod name;
 pub mod proxy;
 pub mod run;
 
