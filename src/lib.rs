@@ -5,7 +5,7 @@
 //! | floor | module | what lives there |
 //! | --- | --- | --- |
 //! | 6 | [`cli`] | the command line |
-| 5 | [`config`], [`run`] | the layered configuration; one file per command that stays up |
+//! | 5 | [`config`], [`run`] | the layered configuration; one file per command that stays up |
 //! | 4 | [`proxy`], [`exit`] | listeners, SOCKS, HTTP, routing; services |
 //! | 3 | [`tunnel`] | sessions on relay links; streams as `AsyncRead + AsyncWrite` |
 //! | 2 | [`relay`] | one link, the set of links, NIP-11, the embedded server |

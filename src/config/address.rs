@@ -1,14 +1,16 @@
-//! Addresses as they stand in settings and flags: `HOST:PORT` to listen on, `HOST:PORT` to connect to, relay URLs.
-//! Nothing is resolved here.
+//! Addresses as they stand in settings and flags: `HOST:PORT` to listen on, `HOST:PORT` to connect to, lists of relays.
+//! Nothing is resolved when they are read.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use nostr::RelayUrl;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::error::ValueError;
+use crate::name::{NameError, parse_relay};
 use crate::proxy::connect::{Destination, Host};
 
 /// Longest name of a host (RFC 1035 section 2.3.4).
@@ -24,6 +26,21 @@ impl ListenAddr {
     #[must_use]
     pub const fn loopback(port: u16) -> Self {
         Self(Destination { host: Host::Ip(IpAddr::V4(Ipv4Addr::LOCALHOST)), port })
+    }
+
+    /// The address to bind; of a name, the first that it resolves to.
+    ///
+    /// # Errors
+    ///
+    /// The name does not resolve.
+    pub async fn resolve(&self) -> io::Result<SocketAddr> {
+        match &self.0.host {
+            Host::Ip(ip) => Ok(SocketAddr::new(*ip, self.0.port)),
+            Host::Name(name) => {
+                let none = || io::Error::new(io::ErrorKind::NotFound, format!("the name {name} has no address"));
+                tokio::net::lookup_host((name.as_str(), self.0.port)).await?.next().ok_or_else(none)
+            }
+        }
     }
 }
 
@@ -134,33 +151,15 @@ fn host_port(text: &str) -> Result<Destination, ValueError> {
     Ok(Destination { host, port })
 }
 
-/// Reads the URL of a relay: `ws://` or `wss://` (NIP-01).
-///
-/// # Errors
-///
-/// The reason, with the text that is not such a URL.
-pub fn parse_relay(text: &str) -> Result<RelayUrl, ValueError> {
-    use nostr::types::url::Error;
-    RelayUrl::parse(text).map_err(|error| match error {
-        Error::UnsupportedScheme => {
-            ValueError::new(format!("{text:?} is not a relay: it must begin with wss:// or ws://"))
-        }
-        _ if !text.contains("://") => {
-            ValueError::new(format!("{text:?} is not a URL; write wss://{text} or ws://{text}"))
-        }
-        error => ValueError::new(format!("{text:?} is not the URL of a relay: {error}")),
-    })
-}
-
-/// A relay whose refusal says what is wrong, which `RelayUrl`'s own does not.
+/// A relay as names know it too: one form for each URL, and a refusal that says what is wrong.
 #[derive(Deserialize)]
 #[serde(try_from = "String")]
 struct CheckedRelay(RelayUrl);
 
 impl TryFrom<String> for CheckedRelay {
-    type Error = ValueError;
+    type Error = NameError;
 
-    fn try_from(text: String) -> Result<Self, ValueError> {
+    fn try_from(text: String) -> Result<Self, NameError> {
         parse_relay(&text).map(Self)
     }
 }
@@ -183,6 +182,16 @@ mod tests {
         assert_eq!((target.host(), target.port()), (&Host::Name("localhost".into()), 22));
     }
 
+    #[tokio::test]
+    async fn an_address_to_listen_on_is_resolved_when_it_is_bound() {
+        for text in ["127.0.0.1:0", "[::1]:8882"] {
+            let address = text.parse::<ListenAddr>().unwrap().resolve().await.unwrap();
+            assert_eq!(address.to_string(), text);
+        }
+        let named = "localhost:7777".parse::<ListenAddr>().unwrap().resolve().await.unwrap();
+        assert!(named.ip().is_loopback() && named.port() == 7777, "{named}");
+    }
+
     #[test]
     fn what_is_no_address_says_why() {
         for (text, why) in [
@@ -201,20 +210,6 @@ mod tests {
             ("127.0.0.1:0", "port 0"),
         ] {
             let error = text.parse::<Target>().unwrap_err().to_string();
-            assert!(error.contains(why), "{text}: {error}");
-        }
-    }
-
-    #[test]
-    fn a_relay_is_a_websocket_url() {
-        assert_eq!(parse_relay("wss://relay.example").unwrap().to_string(), "wss://relay.example");
-        for (text, why) in [
-            ("https://relay.example", "must begin with wss://"),
-            ("relay.example", "write wss://relay.example"),
-            ("localhost:7777", "must begin with wss://"),
-            ("ws://", "empty host"),
-        ] {
-            let error = parse_relay(text).unwrap_err().to_string();
             assert!(error.contains(why), "{text}: {error}");
         }
     }

@@ -17,6 +17,9 @@ const WINDOW_MIN: ByteSize = ByteSize::kib(64);
 /// Smallest limit of an event: a `CONNECT` alone takes a kilobyte after encryption and base64.
 const EVENT_MIN: ByteSize = ByteSize::kib(4);
 
+/// Largest message that the embedded relay can be told to take: the websocket library beneath ends there.
+const MESSAGE_MAX: ByteSize = ByteSize::mib(16);
+
 /// Something impossible.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Finding {
@@ -34,8 +37,11 @@ pub(super) fn check(config: &Config) -> Result<(), Finding> {
     let relay = &config.relay;
     at_least_one("relay.max_connections", relay.max_connections as u64)?;
     at_least_one("relay.max_subscriptions", relay.max_subscriptions as u64)?;
-    at_least_one("relay.events_per_minute", relay.events_per_minute.into())?;
     at_least("relay.max_message", relay.max_message, EVENT_MIN, "the smallest that an event fits into")?;
+    if relay.max_message > MESSAGE_MAX {
+        let reason = format!("is {}; it must be {MESSAGE_MAX} or less", relay.max_message);
+        return Err(finding(&["relay.max_message"], reason));
+    }
     limits(&config.limits)
 }
 
@@ -141,7 +147,7 @@ mod tests {
 
     #[test]
     fn values_at_their_bounds_are_possible() {
-        let changes: [Change; 7] = [
+        let changes: [Change; 8] = [
             |c| c.limits.window_initial = WINDOW_MIN,
             |c| c.limits.window_initial = c.limits.window_max,
             |c| c.limits.drain_timeout = Duration::ZERO,
@@ -149,6 +155,7 @@ mod tests {
             |c| c.limits.open_timeout = DURATION_MAX,
             |c| c.limits.idle_probes = 1,
             |c| c.relay.max_message = EVENT_MIN,
+            |c| c.relay.max_message = MESSAGE_MAX,
         ];
         for change in changes {
             let mut config = Config::default();
@@ -159,11 +166,12 @@ mod tests {
 
     #[test]
     fn impossible_values_name_their_key() {
-        let changes: [(&str, Change); 12] = [
+        let changes: [(&str, Change); 13] = [
             ("proxy.listen", |c| c.proxy.listen.clear()),
             ("relay.max_connections", |c| c.relay.max_connections = 0),
-            ("relay.events_per_minute", |c| c.relay.events_per_minute = 0),
+            ("relay.max_subscriptions", |c| c.relay.max_subscriptions = 0),
             ("relay.max_message", |c| c.relay.max_message = ByteSize::b(EVENT_MIN.as_u64() - 1)),
+            ("relay.max_message", |c| c.relay.max_message = ByteSize::b(MESSAGE_MAX.as_u64() + 1)),
             ("limits.stall_timeout", |c| c.limits.stall_timeout = Duration::ZERO),
             ("limits.relay_retry_max", |c| c.limits.relay_retry_max = Duration::ZERO),
             ("limits.session_idle", |c| c.limits.session_idle = DURATION_MAX + Duration::from_nanos(1)),

@@ -144,7 +144,7 @@ pub struct ValueError(Cow<'static, str>);
 
 impl ValueError {
     /// An error with this reason, which names the value and the way out.
-    pub(super) fn new(reason: impl Into<Cow<'static, str>>) -> Self {
+    pub(crate) fn new(reason: impl Into<Cow<'static, str>>) -> Self {
         Self(reason.into())
     }
 }

@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::limits::Limits;
 
-pub use self::address::{ListenAddr, Target, parse_relay};
+pub use self::address::{ListenAddr, Target};
 pub use self::error::{ConfigError, Origin, ValueError};
 pub use self::logging::{LogConfig, LogFilter, LogFormat};
 pub use self::service::{Service, Services, parse_port};
@@ -98,9 +98,10 @@ pub struct RelayConfig {
     pub max_connections: usize,
     /// Most subscriptions of one connection; a proxy has one for each session.
     pub max_subscriptions: usize,
-    /// Most events that one connection may publish in a minute. A tunnel at 100 MB/s publishes some 200,000.
+    /// Most events that one connection may publish in a minute; 0 is no limit, since a tunnel at 100 MB/s publishes
+    /// some 200,000.
     pub events_per_minute: u32,
-    /// Largest message of a client. The largest NIP-44 event is some 90 KB, so more serves no tunnel.
+    /// Largest message of a client, at most 16 MiB. The largest NIP-44 event is some 90 KB: more serves no tunnel.
     pub max_message: ByteSize,
 }
 
@@ -109,9 +110,9 @@ impl Default for RelayConfig {
         Self {
             listen: ListenAddr::loopback(7777),
             info_file: None,
-            max_connections: 1_000,
+            max_connections: 1024,
             max_subscriptions: 500,
-            events_per_minute: 600_000,
+            events_per_minute: 0,
             max_message: ByteSize::kib(128),
         }
     }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::*;
+use crate::name::parse_relay;
 use tempfile::TempDir;
 
 const EXAMPLE: &str = include_str!("../../config/nws.toml");
@@ -190,7 +191,7 @@ fn mistakes_in_a_file_name_the_file_the_key_and_the_reason() {
         ("[exit.service]\n80 = 3000", "exit.service.80", "HOST:PORT or a table"),
         ("[exit.service]\n80 = { target = 'a:1', alow = [] }", "exit.service.80.alow", "unknown key"),
         ("[exit]\ntarget = '127.0.0.1'", "exit.target", "has no port"),
-        ("relays = ['wss://a', 'https://b']", "relays.1", "must begin with wss://"),
+        ("relays = ['wss://a', 'https://b']", "relays.1", "its scheme is neither ws nor wss"),
         ("[exit]\nrelays = 'wss://a'", "exit.relays", "must be a list"),
         ("[proxy]\nlisten = []", "proxy.listen", "is empty"),
         ("[limits]\nwindow_initial = 0", "limits.window_initial", "64.0 KiB or more"),

@@ -1,6 +1,7 @@
 //! The exit's secret key: from the environment, or from a file that is made on first start. It is in no error and in no
 //! log line, and no flag takes it, since everyone on a machine can read command lines.
 
+use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
@@ -91,16 +92,15 @@ pub fn load(private_key: Option<&PrivateKey>, file: Option<&Path>) -> Result<Key
     match (private_key, file) {
         (Some(secret), _) => parse(secret.expose()).map_err(KeyError::Variable),
         (None, Some(path)) => read_or_make(path),
-        (None, None) => read_or_make(&default_path()?),
+        (None, None) => read_or_make(&default_path(std::env::var_os("STATE_DIRECTORY"))?),
     }
 }
 
 /// Where the key lies if nothing says otherwise: in the state directory that systemd made, or in the user's.
-fn default_path() -> Result<PathBuf, KeyError> {
+fn default_path(state_directory: Option<OsString>) -> Result<PathBuf, KeyError> {
     // systemd.exec(5): several directories are separated by colons.
-    let given = std::env::var("STATE_DIRECTORY").ok();
-    if let Some(first) = given.as_deref().and_then(|list| list.split(':').next()).filter(|first| !first.is_empty()) {
-        return Ok(Path::new(first).join(FILE_NAME));
+    if let Some(first) = state_directory.iter().flat_map(std::env::split_paths).find(|path| path.is_absolute()) {
+        return Ok(first.join(FILE_NAME));
     }
     let base = etcetera::choose_base_strategy().map_err(|_| KeyError::NoHome)?;
     Ok(base.state_dir().unwrap_or_else(|| base.data_dir()).join("nws").join(FILE_NAME))
@@ -117,7 +117,8 @@ fn parse(text: &str) -> Result<Keys, NotAKey> {
 
 /// Reads the key file; if there is none, makes one.
 fn read_or_make(path: &Path) -> Result<Keys, KeyError> {
-    if path.to_str().is_some_and(|text| parse(text).is_ok()) {
+    // Also one with a letter wrong: it would stand in an error, or become the name of a file.
+    if path.to_str().is_some_and(|text| text.starts_with("nsec1") || parse(text).is_ok()) {
         return Err(KeyError::KeyForPath);
     }
     match read(path) {
@@ -195,6 +196,15 @@ mod tests {
     }
 
     #[test]
+    fn the_state_directory_of_a_service_comes_before_that_of_a_user() {
+        assert_eq!(default_path(Some("/var/lib/nws:/var/lib/b".into())).unwrap(), Path::new("/var/lib/nws/exit.key"));
+        for unset in [None, Some("".into())] {
+            let path = default_path(unset);
+            assert!(path.is_err() || path.is_ok_and(|path| path.ends_with("nws/exit.key")));
+        }
+    }
+
+    #[test]
     fn many_that_start_at_once_agree_on_one_key() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("exit.key");
@@ -268,7 +278,7 @@ mod tests {
 
     #[test]
     fn a_key_in_the_place_of_a_path_is_not_repeated() {
-        for text in [NSEC, HEX] {
+        for text in [NSEC, HEX, &NSEC[..50]] {
             let error = load(None, Some(Path::new(text))).unwrap_err();
             assert!(matches!(error, KeyError::KeyForPath));
             assert!(!format!("{error} {error:?}").contains(text));
