@@ -4,6 +4,7 @@
 //!
 //! | floor | module | what lives there |
 //! | --- | --- | --- |
+//! | 6 | [`cli`] | the command line |
 //! | 5 | [`config`], [`run`] | the layered configuration; one file per command that stays up |
 //! | 4 | [`proxy`], [`exit`] | listeners, SOCKS, HTTP, routing; services |
 //! | 3 | [`tunnel`] | sessions on relay links; streams as `AsyncRead + AsyncWrite` |
@@ -12,6 +13,7 @@
 //! | 0 | [`name`], [`message`], [`envelope`], [`error`], [`limits`] | names, messages, events, the error table, limits |
 
 pub mod cli;
+pub mod config;
 pub mod envelope;
 pub mod error;
 pub mod limits;
@@ -19,6 +21,7 @@ pub mod message;
 pub mod name;
 pub mod proxy;
 pub mod relay;
+pub mod run;
 pub mod stream;
 
 pub use error::{Error, ErrorKind};

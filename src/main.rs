@@ -1,3 +1,29 @@
 //! The `nws` command: parse, start, exit code. Everything else is in the library.
 
-fn main() {}
+use std::process::ExitCode;
+
+use clap::Parser;
+use nws::cli::{self, Cli, Command};
+use nws::config::Sources;
+use nws::run::{RunError, log};
+
+fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return cli::refuse(&error),
+    };
+    match run(cli) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => cli::complain(&error),
+    }
+}
+
+/// Runs what the command line asks for.
+fn run(cli: Cli) -> Result<(), RunError> {
+    if let Command::Name(args) = &cli.command {
+        return cli::print_name(args);
+    }
+    let settings = cli.settings(Sources::of_process())?;
+    log::start(&settings.config.log);
+    cli::dispatch(cli.command, settings)
+}

@@ -1,3 +1,130 @@
-//! The command line: one file per command.
+//! The command line: what can be written, in words; what it means for the configuration; and the start of the command
+//! that it names. `main` calls [`Cli::settings`] and [`dispatch`]; the work is in `run`.
 
+mod args;
 pub mod name;
+mod start;
+
+use std::path::PathBuf;
+
+use clap::{ArgAction, Args, Parser, Subcommand};
+
+use crate::config::{LogFilter, Settings, Sources};
+use crate::run::RunError;
+
+pub use self::args::{DemoArgs, ExitArgs, ProxyArgs, RelayArgs, ServiceArg};
+pub use self::start::{complain, dispatch, print_name, refuse};
+
+/// TCP over Nostr relays: reach a service by its key, with no public address and no DNS (NIP-74).
+///
+/// `nws exit` stands before a service, wherever it can reach a relay, and gives it a .nostr name. `nws proxy` is what
+/// a browser, curl or ssh uses as its SOCKS5 or HTTP proxy to open such names. The two meet on any Nostr relay, which
+/// sees encrypted messages only.
+///
+/// Begin with `nws demo`.
+#[derive(Debug, Clone, Parser)]
+#[command(name = "nws", version, propagate_version = true, max_term_width = 100, after_help = AFTER_HELP)]
+pub struct Cli {
+    /// Flags that every command takes.
+    #[command(flatten)]
+    pub global: GlobalArgs,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What stands below every help.
+const AFTER_HELP: &str = "Configuration: /etc/nws/nws.toml, ~/.config/nws/nws.toml, NWS_... in the environment; \
+                          flags come before all of them.\nExit codes: 0 success, 1 failure, 64 wrong usage, 78 wrong \
+                          configuration.";
+
+/// Flags that every command takes.
+#[derive(Debug, Clone, Default, Args)]
+pub struct GlobalArgs {
+    /// Configuration file to read after the machine's and the user's; it must exist.
+    #[arg(long, global = true, value_name = "PATH", help_heading = "Global options")]
+    pub config: Option<PathBuf>,
+    /// What to log: off, error, warn, info, debug or trace, also by module, as nws=debug,info.
+    #[arg(long, global = true, value_name = "FILTER", help_heading = "Global options", conflicts_with_all = ["verbose", "quiet"])]
+    pub log: Option<LogFilter>,
+    /// Log more: -v for what nws does, -vv for every message, -vvv for everything.
+    #[arg(short, long, global = true, action = ArgAction::Count, help_heading = "Global options")]
+    pub verbose: u8,
+    /// Log less: -q for warnings and errors, -qq for errors, -qqq for nothing.
+    #[arg(short, long, global = true, action = ArgAction::Count, help_heading = "Global options", conflicts_with = "verbose")]
+    pub quiet: u8,
+}
+
+/// The commands.
+#[derive(Debug, Clone, Subcommand)]
+pub enum Command {
+    /// Give local programs a SOCKS5 and HTTP proxy that opens .nostr names.
+    ///
+    /// SOCKS5 and HTTP are spoken on the same port. Names that end in .nostr go through their relays to their exit;
+    /// every other destination is refused.
+    Proxy(ProxyArgs),
+    /// Offer local services under a .nostr name.
+    ///
+    /// The exit needs no public address and no open port: it connects to its relays, and serves whoever sends it
+    /// messages there. It prints its name when it is ready. Its secret key is made on first start and kept in a file;
+    /// the environment variable NWS_PRIVATE_KEY (hex or nsec1...) takes its place where there is no disk.
+    Exit(ExitArgs),
+    /// Run a small Nostr relay in memory.
+    ///
+    /// For a try, a test, or a tunnel of your own. It keeps nothing when it ends.
+    Relay(RelayArgs),
+    /// See it work: relay, page, exit and proxy in one process.
+    ///
+    /// Fetches a page and a large file through its own proxy, checks every byte, says what happened and how fast, and
+    /// stays for you to try with the curl command that it prints.
+    Demo(DemoArgs),
+    /// Make and read .nostr names.
+    Name(name::NameArgs),
+}
+
+impl Command {
+    /// The word that names it on the command line.
+    #[must_use]
+    pub const fn word(&self) -> &'static str {
+        match self {
+            Self::Proxy(_) => "proxy",
+            Self::Exit(_) => "exit",
+            Self::Relay(_) => "relay",
+            Self::Demo(_) => "demo",
+            Self::Name(_) => "name",
+        }
+    }
+}
+
+impl Cli {
+    /// What files, environment and flags say together. It can be asked for again, to see what has changed.
+    ///
+    /// # Errors
+    ///
+    /// The configuration is wrong, or the flags leave something open that the command needs.
+    pub fn settings(&self, sources: Sources) -> Result<Settings, RunError> {
+        let sources = match &self.global.config {
+            Some(path) => sources.required_file(path),
+            None => sources,
+        };
+        let mut settings = sources.load()?;
+        let steps = i16::from(self.global.verbose) - i16::from(self.global.quiet);
+        let log = &mut settings.config.log;
+        if let Some(filter) = self.global.log.clone().or_else(|| LogFilter::for_verbosity(steps)) {
+            log.filter = filter;
+        } else if matches!(self.command, Command::Demo(_)) && log.filter == LogFilter::default() {
+            // The demo tells its own story, and the log would talk over it.
+            log.filter = LogFilter::for_verbosity(-1).unwrap_or_default();
+        }
+        match &self.command {
+            Command::Proxy(args) => args.apply(&mut settings.config),
+            Command::Exit(args) => args.apply(&mut settings)?,
+            Command::Relay(args) => args.apply(&mut settings.config),
+            Command::Demo(_) | Command::Name(_) => {}
+        }
+        Ok(settings)
+    }
+}
+
+#[cfg(test)]
+mod tests;

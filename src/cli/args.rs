@@ -1,0 +1,165 @@
+//! The flags of the commands that stay up, and how they change the configuration: a flag replaces what every other
+//! layer says. No flag takes a secret key: everyone on a machine can read command lines.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::Args;
+use nostr::RelayUrl;
+
+use crate::config::{Config, ListenAddr, Service, Settings, Target, ValueError, parse_port};
+use crate::name::parse_relay;
+use crate::run::RunError;
+
+/// Flags of `nws proxy`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ProxyArgs {
+    /// Address to listen on, for SOCKS5 and HTTP alike; may be given several times. Port 0 takes a free port.
+    /// [default: 127.0.0.1:8882]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Vec<ListenAddr>,
+    /// Relay for names that consist of a key alone; may be given several times. Without a scheme, wss:// is assumed.
+    #[arg(long = "relay", value_name = "URL", value_parser = parse_relay)]
+    pub relays: Vec<RelayUrl>,
+    /// Once ready, write a JSON file with the process id and the addresses bound.
+    #[arg(long, value_name = "PATH")]
+    pub info_file: Option<PathBuf>,
+}
+
+impl ProxyArgs {
+    /// Lays the flags over the configuration.
+    pub fn apply(&self, config: &mut Config) {
+        replace(&mut config.proxy.listen, &self.listen);
+        replace(&mut config.relays, &self.relays);
+        replace_some(&mut config.proxy.info_file, self.info_file.as_ref());
+    }
+}
+
+/// Flags of `nws exit`.
+#[derive(Debug, Clone, Default, Args)]
+#[command(override_usage = "nws exit --relay <URL>... --service <PORT=HOST:PORT>... [OPTIONS]\n       \
+                            nws exit --relay <URL>... --target <HOST:PORT> [OPTIONS]")]
+pub struct ExitArgs {
+    /// Relay to listen on, part of the exit's name; may be given several times. Without a scheme, wss:// is assumed.
+    #[arg(long = "relay", value_name = "URL", value_parser = parse_relay)]
+    pub relays: Vec<RelayUrl>,
+    /// Service: the port that clients see, and where its connections go, as 80=127.0.0.1:3000; may be given several
+    /// times. Nothing else can be reached through the exit.
+    #[arg(long = "service", value_name = "PORT=HOST:PORT", conflicts_with = "target")]
+    pub services: Vec<ServiceArg>,
+    /// One target for all ports that clients ask for, instead of services.
+    #[arg(long, value_name = "HOST:PORT")]
+    pub target: Option<Target>,
+    /// File of the exit's secret key, made on first start. [default: nws/exit.key in the state directory]
+    #[arg(long, value_name = "PATH")]
+    pub key_file: Option<PathBuf>,
+    /// Once ready, write a JSON file with the process id, the exit's name, npub and relays.
+    #[arg(long, value_name = "PATH")]
+    pub info_file: Option<PathBuf>,
+}
+
+impl ExitArgs {
+    /// Lays the flags over the settings, and checks that an exit has what it needs.
+    ///
+    /// # Errors
+    ///
+    /// A port with two services, no relay, or nothing to offer.
+    pub fn apply(&self, settings: &mut Settings) -> Result<(), RunError> {
+        let exit = &mut settings.config.exit;
+        replace(&mut exit.relays, &self.relays);
+        replace_some(&mut exit.info_file, self.info_file.as_ref());
+        if let Some(path) = &self.key_file {
+            exit.key_file = Some(path.clone());
+            settings.private_key = None;
+        }
+        // What is offered is exactly what the flags say: a forgotten line of some file must not add to it.
+        if let Some(target) = &self.target {
+            exit.target = Some(target.clone());
+            exit.service.clear();
+        }
+        if !self.services.is_empty() {
+            exit.target = None;
+            exit.service = BTreeMap::new();
+            for ServiceArg { port, service } in &self.services {
+                if exit.service.insert(*port, service.clone()).is_some() {
+                    return Err(RunError::Usage(format!("port {port} has two services; give --service {port}=… once")));
+                }
+            }
+        }
+        let nothing = exit.service.is_empty() && exit.target.is_none();
+        if settings.config.exit_relays().is_empty() {
+            let way_out = "give --relay URL, or set exit.relays in the configuration";
+            return Err(RunError::Usage(format!("no relay to listen on; {way_out}")));
+        }
+        if nothing {
+            let way_out = "give --service PORT=HOST:PORT, or set exit.service in the configuration";
+            return Err(RunError::Usage(format!("nothing to offer; {way_out}")));
+        }
+        Ok(())
+    }
+}
+
+/// Flags of `nws relay`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct RelayArgs {
+    /// Address to listen on. Port 0 takes a free port. [default: 127.0.0.1:7777]
+    #[arg(long, value_name = "HOST:PORT")]
+    pub listen: Option<ListenAddr>,
+    /// Once ready, write a JSON file with the process id and the address bound.
+    #[arg(long, value_name = "PATH")]
+    pub info_file: Option<PathBuf>,
+}
+
+impl RelayArgs {
+    /// Lays the flags over the configuration.
+    pub fn apply(&self, config: &mut Config) {
+        if let Some(listen) = &self.listen {
+            config.relay.listen = listen.clone();
+        }
+        replace_some(&mut config.relay.info_file, self.info_file.as_ref());
+    }
+}
+
+/// Flags of `nws demo`.
+#[derive(Debug, Clone, Copy, Default, Args)]
+pub struct DemoArgs {
+    /// End after the check, with exit code 0 if all went well and 1 if not, instead of staying until Ctrl-C.
+    #[arg(long)]
+    pub once: bool,
+}
+
+/// The value of `--service`: `PORT=HOST:PORT`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceArg {
+    /// The port that clients see.
+    pub port: u16,
+    /// Where it leads.
+    pub service: Service,
+}
+
+impl FromStr for ServiceArg {
+    type Err = ValueError;
+
+    fn from_str(text: &str) -> Result<Self, ValueError> {
+        let (port, target) = text.split_once('=').ok_or_else(|| {
+            let way_out = "write PORT=HOST:PORT, as 80=127.0.0.1:3000";
+            ValueError::new(format!("{text:?} does not say both the port that clients see and the target; {way_out}"))
+        })?;
+        Ok(Self { port: parse_port(port)?, service: target.parse::<Target>()?.into() })
+    }
+}
+
+/// A list of flags replaces the configured list.
+fn replace<T: Clone>(configured: &mut Vec<T>, flags: &[T]) {
+    if !flags.is_empty() {
+        *configured = flags.to_vec();
+    }
+}
+
+/// A flag replaces the configured value.
+fn replace_some(configured: &mut Option<PathBuf>, flag: Option<&PathBuf>) {
+    if let Some(path) = flag {
+        *configured = Some(path.clone());
+    }
+}

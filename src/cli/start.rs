@@ -1,0 +1,75 @@
+//! From a parsed command line to a running command: the runtime, the signals, the one place that knows which command
+//! is which function of `run`, and what is said to the user before and after.
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use tokio::runtime::Builder;
+
+use super::Command;
+use super::name::{self, NameArgs};
+use crate::config::Settings;
+use crate::run::shutdown::{Shutdown, signals};
+use crate::run::{EXIT_USAGE, RunError};
+
+/// Runs a command that stays up until it ends or is told to.
+///
+/// # Errors
+///
+/// Whatever ended the command other than well.
+pub fn dispatch(command: Command, settings: Settings) -> Result<(), RunError> {
+    let runtime = Builder::new_multi_thread()
+        .enable_all()
+        .build()
+        .map_err(|source| RunError::System { what: "cannot start threads", source })?;
+    let result = runtime.block_on(serve(command, settings));
+    // A name look-up that hangs in the resolver cannot be cancelled, and must not hold up the end.
+    runtime.shutdown_background();
+    result
+}
+
+/// Runs the command under the signals of the process.
+async fn serve(command: Command, settings: Settings) -> Result<(), RunError> {
+    let shutdown = Shutdown::new(settings.config.limits.drain_timeout);
+    let signals = signals().map_err(|source| RunError::System { what: "cannot wait for signals", source })?;
+    tokio::spawn(shutdown.clone().watch(signals, |code| std::process::exit(code.into())));
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), command = command.word(), "nws starts");
+    shutdown.supervise(start(command, settings, shutdown.clone())).await
+}
+
+/// The commands that stay up, one arm each.
+async fn start(command: Command, _settings: Settings, _shutdown: Shutdown) -> Result<(), RunError> {
+    match command {
+        Command::Name(args) => print_name(&args),
+        other => Err(RunError::Failed(format!("nws {} does not stay up", other.word()))),
+    }
+}
+
+/// Says what is wrong with a command line, or the help or version that it asks for.
+#[must_use]
+pub fn refuse(error: &clap::Error) -> ExitCode {
+    // Nothing can be done about a closed terminal.
+    let _ = error.print();
+    if error.use_stderr() { ExitCode::from(EXIT_USAGE) } else { ExitCode::SUCCESS }
+}
+
+/// Says why a command ended, on standard error, and gives its exit code.
+#[must_use]
+pub fn complain(error: &RunError) -> ExitCode {
+    let _ = writeln!(io::stderr(), "nws: {error}");
+    ExitCode::from(error.exit_code())
+}
+
+/// Runs `nws name`, which needs neither configuration nor runtime.
+///
+/// # Errors
+///
+/// The name, key or relay is wrong, or nobody reads the answer.
+pub fn print_name(args: &NameArgs) -> Result<(), RunError> {
+    let output = name::run(args).map_err(|error| RunError::Usage(error.to_string()))?;
+    if let Some(warning) = output.warning {
+        let _ = writeln!(io::stderr(), "nws: {warning}");
+    }
+    writeln!(io::stdout(), "{}", output.stdout)
+        .map_err(|source| RunError::System { what: "cannot write the answer", source })
+}

@@ -1,0 +1,190 @@
+//! What no type can say: values that are impossible only together, or senseless at zero. Each finding names the key,
+//! so that [`super::Sources`] can name the file.
+
+use std::time::Duration;
+
+use bytesize::ByteSize;
+
+use super::Config;
+use crate::limits::Limits;
+
+/// Longest duration that is taken: timers add it to the clock, which overflows on what some would write for "never".
+const DURATION_MAX: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+
+/// Smallest receive window: a proxy may send so much before it knows the window (`docs/protocol.md`, "Opening").
+const WINDOW_MIN: ByteSize = ByteSize::kib(64);
+
+/// Smallest limit of an event: a `CONNECT` alone takes a kilobyte after encryption and base64.
+const EVENT_MIN: ByteSize = ByteSize::kib(4);
+
+/// Largest message that the embedded relay can be told to take: the websocket library beneath ends there.
+const MESSAGE_MAX: ByteSize = ByteSize::mib(16);
+
+/// Something impossible.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Finding {
+    /// The keys that it is about, dotted; whichever is set first in this order is to blame.
+    pub(super) keys: Vec<&'static str>,
+    /// What is wrong and what would be right.
+    pub(super) reason: String,
+}
+
+/// The first impossible value, if there is one.
+pub(super) fn check(config: &Config) -> Result<(), Finding> {
+    if config.proxy.listen.is_empty() {
+        return Err(finding(&["proxy.listen"], "is empty; name at least one address, as \"127.0.0.1:8882\""));
+    }
+    let relay = &config.relay;
+    at_least_one("relay.max_connections", relay.max_connections as u64)?;
+    at_least_one("relay.max_subscriptions", relay.max_subscriptions as u64)?;
+    at_least("relay.max_message", relay.max_message, EVENT_MIN, "the smallest that an event fits into")?;
+    if relay.max_message > MESSAGE_MAX {
+        let reason = format!("is {}; it must be {MESSAGE_MAX} or less", relay.max_message);
+        return Err(finding(&["relay.max_message"], reason));
+    }
+    limits(&config.limits)
+}
+
+/// The checks of `[limits]`. Every field is named, so that a new one cannot be forgotten.
+fn limits(limits: &Limits) -> Result<(), Finding> {
+    let Limits {
+        handshake_timeout,
+        open_timeout,
+        dial_timeout,
+        stall_timeout,
+        idle_probe_after,
+        idle_probes,
+        drain_timeout,
+        window_initial,
+        window_max,
+        path_window_max,
+        path_events_max,
+        session_streams,
+        exit_sessions,
+        proxy_connections,
+        session_idle,
+        message_age,
+        event_max,
+        relay_connect_timeout,
+        relay_ping_after,
+        relay_ping_timeout,
+        relay_retry_max,
+    } = limits;
+    for (key, value) in [
+        ("limits.handshake_timeout", handshake_timeout),
+        ("limits.open_timeout", open_timeout),
+        ("limits.dial_timeout", dial_timeout),
+        ("limits.stall_timeout", stall_timeout),
+        ("limits.idle_probe_after", idle_probe_after),
+        ("limits.message_age", message_age),
+        ("limits.relay_connect_timeout", relay_connect_timeout),
+        ("limits.relay_ping_after", relay_ping_after),
+        ("limits.relay_ping_timeout", relay_ping_timeout),
+        ("limits.relay_retry_max", relay_retry_max),
+    ] {
+        if value.is_zero() {
+            return Err(finding(&[key], "is zero; nothing can be done in no time, write a duration such as \"30s\""));
+        }
+        not_too_long(key, *value)?;
+    }
+    // These two may be zero: end at once, forget at once.
+    not_too_long("limits.drain_timeout", *drain_timeout)?;
+    not_too_long("limits.session_idle", *session_idle)?;
+
+    for (key, count) in [
+        ("limits.idle_probes", u64::from(*idle_probes)),
+        ("limits.path_events_max", *path_events_max as u64),
+        ("limits.session_streams", *session_streams as u64),
+        ("limits.exit_sessions", *exit_sessions as u64),
+        ("limits.proxy_connections", *proxy_connections as u64),
+    ] {
+        at_least_one(key, count)?;
+    }
+
+    at_least(
+        "limits.window_initial",
+        *window_initial,
+        WINDOW_MIN,
+        "which a proxy may send before it knows the window",
+    )?;
+    if window_initial > window_max {
+        return Err(finding(
+            &["limits.window_initial", "limits.window_max"],
+            format!("limits.window_initial ({window_initial}) is above limits.window_max ({window_max})"),
+        ));
+    }
+    at_least("limits.path_window_max", *path_window_max, WINDOW_MIN, "or no event would ever be under way")?;
+    at_least("limits.event_max", *event_max, EVENT_MIN, "the smallest that a message fits into")
+}
+
+fn finding(keys: &[&'static str], reason: impl Into<String>) -> Finding {
+    Finding { keys: keys.to_vec(), reason: reason.into() }
+}
+
+fn at_least_one(key: &'static str, count: u64) -> Result<(), Finding> {
+    if count == 0 { Err(finding(&[key], "is zero; it must be 1 or more")) } else { Ok(()) }
+}
+
+fn at_least(key: &'static str, size: ByteSize, least: ByteSize, why: &str) -> Result<(), Finding> {
+    if size < least { Err(finding(&[key], format!("is {size}; it must be {least} or more, {why}"))) } else { Ok(()) }
+}
+
+fn not_too_long(key: &'static str, value: Duration) -> Result<(), Finding> {
+    if value > DURATION_MAX { Err(finding(&[key], "is longer than a year")) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A change to the configuration, under test.
+    type Change = fn(&mut Config);
+
+    #[test]
+    fn the_defaults_are_possible() {
+        assert_eq!(check(&Config::default()), Ok(()));
+    }
+
+    #[test]
+    fn values_at_their_bounds_are_possible() {
+        let changes: [Change; 8] = [
+            |c| c.limits.window_initial = WINDOW_MIN,
+            |c| c.limits.window_initial = c.limits.window_max,
+            |c| c.limits.drain_timeout = Duration::ZERO,
+            |c| c.limits.session_idle = Duration::ZERO,
+            |c| c.limits.open_timeout = DURATION_MAX,
+            |c| c.limits.idle_probes = 1,
+            |c| c.relay.max_message = EVENT_MIN,
+            |c| c.relay.max_message = MESSAGE_MAX,
+        ];
+        for change in changes {
+            let mut config = Config::default();
+            change(&mut config);
+            assert_eq!(check(&config), Ok(()));
+        }
+    }
+
+    #[test]
+    fn impossible_values_name_their_key() {
+        let changes: [(&str, Change); 13] = [
+            ("proxy.listen", |c| c.proxy.listen.clear()),
+            ("relay.max_connections", |c| c.relay.max_connections = 0),
+            ("relay.max_subscriptions", |c| c.relay.max_subscriptions = 0),
+            ("relay.max_message", |c| c.relay.max_message = ByteSize::b(EVENT_MIN.as_u64() - 1)),
+            ("relay.max_message", |c| c.relay.max_message = ByteSize::b(MESSAGE_MAX.as_u64() + 1)),
+            ("limits.stall_timeout", |c| c.limits.stall_timeout = Duration::ZERO),
+            ("limits.relay_retry_max", |c| c.limits.relay_retry_max = Duration::ZERO),
+            ("limits.session_idle", |c| c.limits.session_idle = DURATION_MAX + Duration::from_nanos(1)),
+            ("limits.idle_probes", |c| c.limits.idle_probes = 0),
+            ("limits.window_initial", |c| c.limits.window_initial = ByteSize::b(0)),
+            ("limits.window_initial", |c| c.limits.window_max = ByteSize::b(c.limits.window_initial.as_u64() - 1)),
+            ("limits.path_window_max", |c| c.limits.path_window_max = ByteSize::b(0)),
+            ("limits.event_max", |c| c.limits.event_max = ByteSize::b(100)),
+        ];
+        for (key, change) in changes {
+            let mut config = Config::default();
+            change(&mut config);
+            assert_eq!(check(&config).unwrap_err().keys[0], key);
+        }
+    }
+}

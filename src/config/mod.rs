@@ -1,0 +1,122 @@
+//! The configuration: what can be set, with its defaults. [`Sources`] reads it, layer over layer; `config/nws.toml`
+//! is its commented form. Values are checked when they are read: a [`Config`] that exists can be run.
+//!
+//! Not here: the exit's secret key, which is no setting (see [`PrivateKey`] and `run::key`), and the flags of the
+//! command line, which the command line lays over the result.
+
+mod address;
+mod check;
+mod error;
+mod logging;
+mod service;
+mod source;
+
+use std::path::PathBuf;
+
+use bytesize::ByteSize;
+use nostr::RelayUrl;
+use serde::{Deserialize, Serialize};
+
+use crate::limits::Limits;
+
+pub use self::address::{ListenAddr, Target};
+pub use self::error::{ConfigError, Origin, ValueError};
+pub use self::logging::{LogConfig, LogFilter, LogFormat};
+pub use self::service::{Service, Services, parse_port};
+pub use self::source::{PRIVATE_KEY_VARIABLE, PrivateKey, SYSTEM_FILE, Settings, Sources};
+
+/// Everything that can be set in `nws.toml` and by `NWS_…` variables.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    /// Relays for names that consist of a key alone, and for an exit that has no `exit.relays`.
+    #[serde(deserialize_with = "address::relays")]
+    pub relays: Vec<RelayUrl>,
+    /// The client side: `nws proxy`.
+    pub proxy: ProxyConfig,
+    /// The server side: `nws exit`.
+    pub exit: ExitConfig,
+    /// The embedded relay: `nws relay`.
+    pub relay: RelayConfig,
+    /// Times, sizes and counts that bound what proxy and exit do.
+    pub limits: Limits,
+    /// What is logged.
+    pub log: LogConfig,
+}
+
+impl Config {
+    /// The relays that the exit listens on: its own, else the general ones.
+    #[must_use]
+    pub fn exit_relays(&self) -> &[RelayUrl] {
+        if self.exit.relays.is_empty() { &self.relays } else { &self.exit.relays }
+    }
+}
+
+/// Settings of `nws proxy`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProxyConfig {
+    /// Where clients connect to; SOCKS5 and HTTP on each.
+    pub listen: Vec<ListenAddr>,
+    /// File for scripts, written when the proxy is ready.
+    pub info_file: Option<PathBuf>,
+}
+
+impl Default for ProxyConfig {
+    fn default() -> Self {
+        Self { listen: vec![ListenAddr::loopback(8882)], info_file: None }
+    }
+}
+
+/// Settings of `nws exit`.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExitConfig {
+    /// Relays that the exit listens on and that stand in its name.
+    #[serde(deserialize_with = "address::relays")]
+    pub relays: Vec<RelayUrl>,
+    /// File of the secret key; without one it is `exit.key` in the state directory.
+    pub key_file: Option<PathBuf>,
+    /// Where connections go whose port has no service of its own; without it they are refused.
+    pub target: Option<Target>,
+    /// What is offered: the port that clients see, and where it leads.
+    #[serde(deserialize_with = "service::services")]
+    pub service: Services,
+    /// File for scripts, written when the exit is ready.
+    pub info_file: Option<PathBuf>,
+}
+
+/// Settings of `nws relay`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RelayConfig {
+    /// Where the relay is reached.
+    pub listen: ListenAddr,
+    /// File for scripts, written when the relay is ready.
+    pub info_file: Option<PathBuf>,
+    /// Most connections at once.
+    pub max_connections: usize,
+    /// Most subscriptions of one connection; a proxy has one for each session.
+    pub max_subscriptions: usize,
+    /// Most events that one connection may publish in a minute; 0 is no limit, since a tunnel at 100 MB/s publishes
+    /// some 200,000.
+    pub events_per_minute: u32,
+    /// Largest message of a client, at most 16 MiB. The largest NIP-44 event is some 90 KB: more serves no tunnel.
+    pub max_message: ByteSize,
+}
+
+impl Default for RelayConfig {
+    fn default() -> Self {
+        Self {
+            listen: ListenAddr::loopback(7777),
+            info_file: None,
+            max_connections: 1024,
+            max_subscriptions: 500,
+            events_per_minute: 0,
+            max_message: ByteSize::kib(128),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,222 @@
+//! Where the configuration comes from: layers of files and environment variables, each over the one before it, and a
+//! name for the place of every mistake.
+//!
+//! Built-in defaults, `/etc/nws/nws.toml`, the user's `nws/nws.toml`, `--config`, `NWS_…`; flags come on top, in the
+//! command line. A later layer replaces single values and whole lists; tables (`[exit.service]`) are joined.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use etcetera::BaseStrategy;
+use figment::providers::{Format, Toml};
+use figment::value::{Dict, Map, Value};
+use figment::{Figment, Metadata, Profile, Provider, Source};
+
+use super::check::check;
+use super::{Config, ConfigError, Origin};
+
+/// The configuration file of the machine.
+pub const SYSTEM_FILE: &str = "/etc/nws/nws.toml";
+
+/// The variable that holds the exit's secret key, in hex or as `nsec1…`.
+pub const PRIVATE_KEY_VARIABLE: &str = "NWS_PRIVATE_KEY";
+
+/// What the names of all our variables begin with.
+const PREFIX: &str = "NWS_";
+
+/// What separates sections and keys in the name of a variable; one underscore is part of many keys.
+const SEPARATOR: &str = "__";
+
+/// A secret key as it was given, not yet parsed. Neither `Debug` nor an error shows it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct PrivateKey(String);
+
+impl PrivateKey {
+    /// Takes a secret into custody.
+    #[must_use]
+    pub fn new(secret: impl Into<String>) -> Self {
+        Self(secret.into())
+    }
+
+    /// The secret itself, to be parsed and not to be shown.
+    #[must_use]
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for PrivateKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("PrivateKey(..)")
+    }
+}
+
+/// What all sources together say.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Settings {
+    /// The configuration, checked.
+    pub config: Config,
+    /// The exit's secret key, if the environment holds it.
+    pub private_key: Option<PrivateKey>,
+}
+
+/// The sources of the configuration, from the weakest to the strongest. They can be read again, for a reload.
+#[derive(Clone, Default)]
+pub struct Sources {
+    optional: Vec<PathBuf>,
+    required: Option<PathBuf>,
+    variables: Vec<(String, OsString)>,
+}
+
+impl fmt::Debug for Sources {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        // The values of variables stay out: one of them is the secret key.
+        let names: Vec<_> = self.variables.iter().map(|(name, _)| name).collect();
+        f.debug_struct("Sources")
+            .field("optional", &self.optional)
+            .field("required", &self.required)
+            .field("variables", &names)
+            .finish()
+    }
+}
+
+impl Sources {
+    /// No source at all: the built-in defaults.
+    #[must_use]
+    pub fn none() -> Self {
+        Self::default()
+    }
+
+    /// The sources of this process: the machine's file, the user's, and the environment.
+    #[must_use]
+    pub fn of_process() -> Self {
+        let sources = Self::none().optional_file(SYSTEM_FILE).variables(std::env::vars_os());
+        // A service without a home directory has no file of its own, which is no mistake.
+        match etcetera::choose_base_strategy() {
+            Ok(base) => sources.optional_file(base.config_dir().join("nws").join("nws.toml")),
+            Err(_) => sources,
+        }
+    }
+
+    /// Adds a file that may be missing.
+    #[must_use]
+    pub fn optional_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.optional.push(path.into());
+        self
+    }
+
+    /// Adds the file that the user asked for, stronger than the others; it must exist.
+    #[must_use]
+    pub fn required_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.required = Some(path.into());
+        self
+    }
+
+    /// Adds those of these environment variables that are ours.
+    #[must_use]
+    pub fn variables<N: Into<OsString>, V: Into<OsString>>(mut self, all: impl IntoIterator<Item = (N, V)>) -> Self {
+        let ours = all.into_iter().filter_map(|(name, value)| {
+            let name = name.into().into_string().ok().filter(|name| name.starts_with(PREFIX))?;
+            Some((name, value.into()))
+        });
+        self.variables.extend(ours);
+        self.variables.sort();
+        self
+    }
+
+    /// Reads every source and checks what they say together.
+    ///
+    /// # Errors
+    ///
+    /// The first mistake, with its place.
+    pub fn load(&self) -> Result<Settings, ConfigError> {
+        let mut figment = Figment::new();
+        for path in &self.optional {
+            if let Some(layer) = Layer::file(path, true)? {
+                figment = figment.merge(layer);
+            }
+        }
+        if let Some(path) = &self.required
+            && let Some(layer) = Layer::file(path, false)?
+        {
+            figment = figment.merge(layer);
+        }
+        let mut private_key = None;
+        for (name, value) in &self.variables {
+            let value = value.to_str().ok_or_else(|| ConfigError::NotText(name.clone()))?;
+            if name == PRIVATE_KEY_VARIABLE {
+                private_key = Some(PrivateKey::new(value));
+            } else {
+                figment = figment.merge(Layer::variable(name, value)?);
+            }
+        }
+        let config: Config = figment.extract().map_err(|error| {
+            let origin = error.metadata.as_ref().map_or(Origin::Default, origin);
+            ConfigError::from_figment(&error, origin)
+        })?;
+        check(&config).map_err(|finding| {
+            let set = finding.keys.iter().find_map(|key| Some((*key, origin(figment.find_metadata(key)?))));
+            let (key, origin) = set.unwrap_or((finding.keys[0], Origin::Default));
+            ConfigError::value(origin, key, &finding.reason)
+        })?;
+        Ok(Settings { config, private_key })
+    }
+}
+
+/// One layer as figment takes it: values, and where they are from.
+struct Layer {
+    metadata: Metadata,
+    values: Dict,
+}
+
+impl Layer {
+    /// A file, or nothing if it is missing and may be. figment's own reader of files would search the parent
+    /// directories, and take an unreadable file for a missing one.
+    fn file(path: &Path, may_be_missing: bool) -> Result<Option<Self>, ConfigError> {
+        let text = match std::fs::read_to_string(path) {
+            Ok(text) => text,
+            Err(error) if may_be_missing && error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(ConfigError::Read { path: path.to_owned(), source }),
+        };
+        let values = <Toml as Format>::from_str(&text)
+            .map_err(|error| ConfigError::syntax(path.to_owned(), &error.to_string()))?;
+        Ok(Some(Self { metadata: Metadata::from("file", path), values }))
+    }
+
+    /// A variable: `NWS_PROXY__LISTEN` sets `proxy.listen`, its value in figment's syntax for variables.
+    fn variable(name: &str, value: &str) -> Result<Self, ConfigError> {
+        let key = name[PREFIX.len()..].to_ascii_lowercase();
+        let mut parts: Vec<&str> = key.split(SEPARATOR).collect();
+        if parts.iter().any(|part| part.is_empty()) {
+            let reason = format!("no key has this name; sections and keys are separated by {SEPARATOR}");
+            return Err(ConfigError::value(Origin::Variable(name.to_owned()), parts.join("."), &reason));
+        }
+        let last = parts.pop().unwrap_or_default();
+        let Ok(value) = value.parse::<Value>();
+        let innermost = Dict::from([(last.to_owned(), value)]);
+        let values =
+            parts.into_iter().rev().fold(innermost, |inner, part| Dict::from([(part.to_owned(), Value::from(inner))]));
+        Ok(Self { metadata: Metadata::from("variable", name), values })
+    }
+}
+
+impl Provider for Layer {
+    fn metadata(&self) -> Metadata {
+        self.metadata.clone()
+    }
+
+    fn data(&self) -> Result<Map<Profile, Dict>, figment::Error> {
+        Ok(Profile::Default.collect(self.values.clone()))
+    }
+}
+
+/// The place that a layer stands for.
+fn origin(metadata: &Metadata) -> Origin {
+    match &metadata.source {
+        Some(Source::File(path)) => Origin::File(path.clone()),
+        Some(Source::Custom(name)) => Origin::Variable(name.clone()),
+        _ => Origin::Default,
+    }
+}
