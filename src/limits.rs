@@ -19,14 +19,12 @@ pub struct Limits {
     /// Longest time the exit waits for its service to accept a connection.
     #[serde(with = "humantime_serde")]
     pub dial_timeout: Duration,
-    /// A stream with bytes under way ends when nothing of it has been acknowledged for so long.
+    /// A stream with bytes or probes under way ends when nothing of it has been acknowledged for so long.
     #[serde(with = "humantime_serde")]
     pub stall_timeout: Duration,
-    /// A stream idle for so long is probed.
+    /// A stream idle for so long is probed, until the stall time is over.
     #[serde(with = "humantime_serde")]
     pub idle_probe_after: Duration,
-    /// So many unanswered probes end a stream.
-    pub idle_probes: u32,
     /// How long open connections may finish after SIGTERM.
     #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,
@@ -74,7 +72,6 @@ impl Default for Limits {
             dial_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(60),
             idle_probe_after: Duration::from_secs(60),
-            idle_probes: 3,
             drain_timeout: Duration::from_secs(10),
             window_initial: ByteSize::kib(256),
             window_max: ByteSize::mib(16),

@@ -53,7 +53,6 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         dial_timeout,
         stall_timeout,
         idle_probe_after,
-        idle_probes,
         drain_timeout,
         window_initial,
         window_max,
@@ -92,7 +91,6 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
     not_too_long("limits.session_idle", *session_idle)?;
 
     for (key, count) in [
-        ("limits.idle_probes", u64::from(*idle_probes)),
         ("limits.path_events_max", *path_events_max as u64),
         ("limits.session_streams", *session_streams as u64),
         ("limits.exit_sessions", *exit_sessions as u64),
@@ -153,7 +151,7 @@ mod tests {
             |c| c.limits.drain_timeout = Duration::ZERO,
             |c| c.limits.session_idle = Duration::ZERO,
             |c| c.limits.open_timeout = DURATION_MAX,
-            |c| c.limits.idle_probes = 1,
+            |c| c.limits.session_streams = 1,
             |c| c.relay.max_message = EVENT_MIN,
             |c| c.relay.max_message = MESSAGE_MAX,
         ];
@@ -175,7 +173,7 @@ mod tests {
             ("limits.stall_timeout", |c| c.limits.stall_timeout = Duration::ZERO),
             ("limits.relay_retry_max", |c| c.limits.relay_retry_max = Duration::ZERO),
             ("limits.session_idle", |c| c.limits.session_idle = DURATION_MAX + Duration::from_nanos(1)),
-            ("limits.idle_probes", |c| c.limits.idle_probes = 0),
+            ("limits.session_streams", |c| c.limits.session_streams = 0),
             ("limits.window_initial", |c| c.limits.window_initial = ByteSize::b(0)),
             ("limits.window_initial", |c| c.limits.window_max = ByteSize::b(c.limits.window_initial.as_u64() - 1)),
             ("limits.path_window_max", |c| c.limits.path_window_max = ByteSize::b(0)),

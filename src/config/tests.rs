@@ -147,7 +147,7 @@ fn variables_set_every_kind_of_value() {
         ("NWS_EXIT__SERVICE", r#"{22="localhost:22"}"#),
         ("NWS_LIMITS__WINDOW_MAX", "33554432"),
         ("NWS_LIMITS__WINDOW_INITIAL", "1 MiB"),
-        ("NWS_LIMITS__IDLE_PROBES", "5"),
+        ("NWS_LIMITS__SESSION_STREAMS", "5"),
         ("NWS_LOG__FILTER", "nws=debug,info"),
         ("OTHER_THING", "ignored"),
     ])
@@ -158,7 +158,7 @@ fn variables_set_every_kind_of_value() {
     assert_eq!(config.exit.service.keys().copied().collect::<Vec<_>>(), [22, 80]);
     assert_eq!(config.limits.window_max, ByteSize::mib(32));
     assert_eq!(config.limits.window_initial, ByteSize::mib(1));
-    assert_eq!(config.limits.idle_probes, 5);
+    assert_eq!(config.limits.session_streams, 5);
     assert_eq!(config.log.filter.to_string(), "nws=debug,info");
 }
 
@@ -200,7 +200,7 @@ fn mistakes_in_a_file_name_the_file_the_key_and_the_reason() {
         ("[limits]\nstall_timeout = '0s'", "limits.stall_timeout", "is zero"),
         ("[limits]\nstall_timeout = 60", "limits.stall_timeout", "a duration such as"),
         ("[limits]\nstall_timeout = 'soon'", "limits.stall_timeout", "a duration such as"),
-        ("[limits]\nidle_probes = -1", "limits.idle_probes", "whole number"),
+        ("[limits]\nsession_streams = -1", "limits.session_streams", "whole number"),
         ("[log]\nfilter = 'loud'", "log.filter", "not a log level"),
         ("[log]\nformat = 'xml'", "log.format", "not one of: human"),
         ("log = 'debug'", "log", "a section"),

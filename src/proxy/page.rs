@@ -179,6 +179,7 @@ const fn words(kind: ErrorKind) -> (&'static str, &'static [&'static str]) {
         ErrorKind::UnknownStream => {
             ("The exit has forgotten this connection", &["It was probably restarted. Load the page again."])
         }
+        ErrorKind::Aborted => ("The connection broke off", &["The other end gave it up. Load the page again."]),
         ErrorKind::Protocol => (
             "The answer could not be understood",
             &[

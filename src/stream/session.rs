@@ -227,7 +227,7 @@ impl Session {
         };
         let opening =
             Opening { connect, early_end: 0, since: now, attempts: 0, next_at: now, sealed: false, heard: false };
-        self.streams.insert(key, Stream::new(now, Phase::Opening(opening), &self.settings));
+        self.streams.insert(key, Stream::new(now, Phase::Opening(Box::new(opening)), &self.settings));
         self.arm(key);
     }
 

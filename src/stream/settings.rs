@@ -23,8 +23,6 @@ pub struct Settings {
     pub stall_timeout: Duration,
     /// Time without a word after which a stream is probed.
     pub idle_probe_after: Duration,
-    /// Unanswered probes that end a stream.
-    pub idle_probes: u32,
 }
 
 impl From<&Limits> for Settings {
@@ -38,7 +36,6 @@ impl From<&Limits> for Settings {
             open_timeout: limits.open_timeout,
             stall_timeout: limits.stall_timeout,
             idle_probe_after: limits.idle_probe_after,
-            idle_probes: limits.idle_probes,
         }
     }
 }

@@ -13,10 +13,10 @@ use super::{ACK_DELAY, Settings};
 const CONNECT_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause between two repetitions of a `CONNECT`.
 const CONNECT_PAUSE_MAX: Duration = Duration::from_secs(4);
-/// First pause before a sender without credit asks for it; it doubles.
-const CREDIT_PAUSE: Duration = Duration::from_secs(1);
-/// Longest pause between two questions for credit.
-const CREDIT_PAUSE_MAX: Duration = Duration::from_secs(30);
+/// First pause between two probes, of a sender without credit or of an idle stream; it doubles.
+const PROBE_PAUSE: Duration = Duration::from_secs(1);
+/// Longest pause between two probes: enough of them fit into the stall time that loss alone does not end a stream.
+const PROBE_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Chunks that may arrive before an acknowledgement is due at once.
 const CHUNKS_PER_ACK: u32 = 4;
 /// Acknowledgements for gaps come no closer than this: a relay that shuffles opens a gap with every event.
@@ -26,7 +26,7 @@ const GAP_ACK_PAUSE: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub(super) enum Phase {
     /// Ours, and the exit has not accepted it yet.
-    Opening(Opening),
+    Opening(Box<Opening>),
     /// The peer's, and we have not accepted it yet.
     Incoming,
     /// Accepted.
@@ -189,9 +189,12 @@ impl Stream {
     }
 
     /// Puts the acknowledgement and the credit into a message on its way out, of whatever type.
+    ///
+    /// Data of an open stream always carries it: so whoever does not know the stream can tell data that overtook its
+    /// `CONNECT` (to be ignored, it comes again) from data of a stream that it has forgotten (to be answered).
     pub(super) fn fill_ack(&mut self, message: &mut Message, force: bool) {
         let accepted = matches!(self.phase, Phase::Open);
-        if !(force || self.owes_ack() || !self.confirmed && accepted) {
+        if !(force || accepted) {
             return;
         }
         message.ack = Some(self.recv.ack());
@@ -236,12 +239,10 @@ impl Stream {
             // What is under way is repeated by its path, which asks the same question.
             return None;
         }
-        if self.send.is_blocked() {
-            let pause = CREDIT_PAUSE.saturating_mul(1 << self.probes.min(8)).min(CREDIT_PAUSE_MAX);
-            return Some(self.last_probe.filter(|_| self.probes > 0).unwrap_or(self.heard) + pause);
-        }
+        let pause = PROBE_PAUSE.saturating_mul(1 << self.probes.min(8)).min(PROBE_PAUSE_MAX);
         Some(match self.last_probe.filter(|_| self.probes > 0) {
-            Some(last) => last + settings.idle_probe_after / 6,
+            Some(last) => last + pause,
+            None if self.send.is_blocked() => self.heard + pause,
             None => self.heard + settings.idle_probe_after,
         })
     }
@@ -259,10 +260,7 @@ impl Stream {
 
     /// Whether the peer has been silent for too long.
     pub(super) fn is_stalled(&self, now: Instant, settings: &Settings) -> bool {
-        let unanswered = !self.send.is_blocked()
-            && self.probes >= settings.idle_probes
-            && self.probe_at(settings).is_some_and(|at| now >= at);
         let since = [self.waiting_since, self.released].into_iter().flatten().min();
-        unanswered || since.is_some_and(|since| now >= since + settings.stall_timeout)
+        since.is_some_and(|since| now >= since + settings.stall_timeout)
     }
 }

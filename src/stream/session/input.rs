@@ -84,12 +84,10 @@ impl Session {
 
     fn on_reset(&mut self, now: Instant, message: &Message) {
         let key = message.key;
-        let Some(stream) = self.streams.get(&key) else { return };
-        let kind = ErrorKind::from_code(message.code.as_deref().unwrap_or_default());
-        if kind == ErrorKind::UnknownStream && matches!(stream.phase, Phase::Opening(_)) {
-            // Data overtook the `CONNECT`; it will be sent again.
+        if !self.streams.contains_key(&key) {
             return;
         }
+        let kind = ErrorKind::from_code(message.code.as_deref().unwrap_or_default());
         let reason = message.reason.clone().unwrap_or_else(|| format!("the other side reset the stream: {kind}"));
         self.reset_stream(now, key, Error::new(kind, reason), false);
         self.drop_if_unheld(key);
@@ -103,16 +101,16 @@ impl Session {
 
     /// Data or a probe for a stream that is not here.
     fn on_stranger(&mut self, now: Instant, path: PathId, message: &Message) {
+        let asks = message.off.is_some() || message.probe;
         if let Some(word) = self.tombstones.get(&message.key) {
             // Only what asks for an answer gets one, or two sides would go on for ever.
-            if (message.off.is_some() || message.probe)
-                && let Some(answer) = word.message(message.key)
-            {
+            if asks && let Some(answer) = word.message(message.key) {
                 self.reply(Some(path), answer);
             }
             return;
         }
-        if !(message.off.is_some() || message.probe) || !self.may_answer_stranger(now) {
+        // Without an acknowledgement in it, it is data that overtook its `CONNECT`.
+        if !asks || message.ack.is_none() || !self.may_answer_stranger(now) {
             return;
         }
         let error =
