@@ -1,4 +1,16 @@
-//! Relays (NIP-01), seen from both ends: the embedded server here, the links to relays beside it. Nothing in this
-//! module knows of streams or of what the events carry.
+//! Relays (NIP-01), seen from both ends: the links to relays, one per URL and shared by all sessions, and the embedded
+//! server. Nothing in this module knows of streams or of what the events carry.
 
+mod backoff;
+mod connection;
+mod frame;
+pub mod link;
+mod links;
+mod nip11;
 pub mod server;
+mod transport;
+
+pub use backoff::Backoff;
+pub use frame::Wanted;
+pub use link::{Arrival, Attachment, Link, Notice, Subscription};
+pub use links::Links;

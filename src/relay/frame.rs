@@ -1,0 +1,157 @@
+//! The frames of NIP-01 and NIP-42 between a client and a relay, read and written for tunnel traffic.
+
+use std::borrow::Cow;
+
+use nostr::{Event, EventBuilder, Keys, RelayUrl};
+use serde_json::value::RawValue;
+
+use crate::envelope::{EnvelopeError, IncomingEvent, KIND_MESSAGE};
+use crate::stream::Refusal;
+
+/// What a relay says.
+#[derive(Debug)]
+pub(super) enum RelayFrame<'a> {
+    /// An event of a subscription.
+    Event { subscription: Cow<'a, str>, event: IncomingEvent },
+    /// An event was taken or not.
+    Ok { id: Cow<'a, str>, taken: bool, reason: Cow<'a, str> },
+    /// The relay has ended a subscription.
+    Closed { subscription: Cow<'a, str>, reason: Cow<'a, str> },
+    /// A word for people.
+    Notice(Cow<'a, str>),
+    /// A challenge to prove a key (NIP-42).
+    Auth(Cow<'a, str>),
+    /// End of stored events, and whatever else a relay may say.
+    Other,
+}
+
+impl<'a> RelayFrame<'a> {
+    /// Reads a frame.
+    pub(super) fn parse(text: &'a str) -> Result<Self, EnvelopeError> {
+        let parts: Vec<&'a RawValue> = serde_json::from_str(text)?;
+        let part = |index: usize| parts.get(index).map_or("null", |raw| raw.get());
+        let string = |index: usize| -> Result<Cow<'a, str>, serde_json::Error> {
+            let Text(text) = serde_json::from_str(part(index))?;
+            Ok(text)
+        };
+        Ok(match part(0) {
+            "\"EVENT\"" => Self::Event { subscription: string(1)?, event: IncomingEvent::parse(part(2))? },
+            "\"OK\"" => Self::Ok {
+                id: string(1)?,
+                taken: serde_json::from_str(part(2))?,
+                reason: string(3).unwrap_or_default(),
+            },
+            "\"CLOSED\"" => Self::Closed { subscription: string(1)?, reason: string(2).unwrap_or_default() },
+            "\"NOTICE\"" => Self::Notice(string(1)?),
+            "\"AUTH\"" => Self::Auth(string(1)?),
+            _ => Self::Other,
+        })
+    }
+}
+
+/// A string borrowed where it has no escapes.
+#[derive(serde::Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
+/// Which events a subscription wants.
+#[derive(Debug, Clone)]
+pub struct Wanted {
+    /// Addressed to this key, in hexadecimal.
+    pub recipient: String,
+    /// From this key only, in hexadecimal.
+    pub author: Option<String>,
+}
+
+/// How far back a subscription looks: clocks differ, and relays compare to the second.
+const LOOK_BACK_SECONDS: u64 = 60;
+
+/// `REQ` for the messages to a key. `limit: 1` keeps relays that store ephemeral events for a while from replaying
+/// them, and makes those answer `EOSE` that do not for `limit: 0`.
+pub(super) fn req(subscription: &str, wanted: &Wanted, now: u64) -> String {
+    let mut filter = serde_json::json!({
+        "kinds": [KIND_MESSAGE],
+        "#p": [wanted.recipient],
+        "since": now.saturating_sub(LOOK_BACK_SECONDS),
+        "limit": 1,
+    });
+    if let Some(author) = &wanted.author {
+        filter["authors"] = serde_json::json!([author]);
+    }
+    serde_json::json!(["REQ", subscription, filter]).to_string()
+}
+
+/// `CLOSE` of a subscription.
+pub(super) fn close(subscription: &str) -> String {
+    serde_json::json!(["CLOSE", subscription]).to_string()
+}
+
+/// The answer to a challenge: the frame and the id under which the relay answers it.
+pub(super) fn auth(challenge: &str, relay: &RelayUrl, keys: &Keys) -> Option<(String, String)> {
+    let event: Event = EventBuilder::auth(challenge, relay.clone()).sign_with_keys(keys).ok()?;
+    let id = event.id.to_hex();
+    Some((serde_json::json!(["AUTH", event]).to_string(), id))
+}
+
+/// What the reason of an `OK false` or `CLOSED` asks for, by its machine-readable prefix (NIP-01).
+pub(super) fn refusal(reason: &str) -> Refusal {
+    let prefix = reason.split(':').next().unwrap_or_default().trim();
+    let says_too_long = || {
+        let reason = reason.to_ascii_lowercase();
+        reason.contains("too large")
+            || reason.contains("too long")
+            || reason.contains("size")
+            || reason.contains("length")
+    };
+    match prefix {
+        "rate-limited" => Refusal::RateLimited,
+        "mute" => Refusal::Absent(reason.to_owned()),
+        "blocked" | "restricted" | "auth-required" | "pow" => Refusal::NotServed(reason.to_owned()),
+        // A duplicate has arrived before, which is all that we want.
+        "duplicate" => Refusal::Other,
+        _ if says_too_long() => Refusal::TooLarge,
+        _ => Refusal::Other,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_of_relays_are_read_and_strange_ones_are_let_pass() {
+        assert!(matches!(RelayFrame::parse(r#"["EOSE","s"]"#), Ok(RelayFrame::Other)));
+        assert!(matches!(RelayFrame::parse(r#"["NEW-IN-2030",{"x":[1]},2]"#), Ok(RelayFrame::Other)));
+        assert!(matches!(RelayFrame::parse(r#"[]"#), Ok(RelayFrame::Other)));
+        match RelayFrame::parse(r#"["OK","ab",false,"blocked: \"no\""]"#) {
+            Ok(RelayFrame::Ok { id, taken: false, reason }) => {
+                assert_eq!((&*id, &*reason), ("ab", "blocked: \"no\""));
+            }
+            other => panic!("{other:?}"),
+        }
+        assert!(matches!(RelayFrame::parse(r#"["OK","ab",true]"#), Ok(RelayFrame::Ok { taken: true, .. })));
+        for garbage in ["", "{}", "[1", r#"["EVENT","s"]"#, r#"["EVENT","s",{"id":1}]"#, r#"["OK",1,2]"#] {
+            assert!(
+                !matches!(RelayFrame::parse(garbage), Ok(RelayFrame::Event { .. } | RelayFrame::Ok { .. })),
+                "{garbage}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_subscription_looks_back_a_minute_and_asks_for_one_stored_event() {
+        let wanted = Wanted { recipient: "aa".into(), author: Some("bb".into()) };
+        let frame: serde_json::Value = serde_json::from_str(&req("s", &wanted, 1_000)).unwrap();
+        let filter = serde_json::json!({"kinds": [28333], "#p": ["aa"], "authors": ["bb"], "since": 940, "limit": 1});
+        assert_eq!(frame, serde_json::json!(["REQ", "s", filter]));
+    }
+
+    #[test]
+    fn refusals_are_told_apart_by_their_prefix() {
+        assert_eq!(refusal("rate-limited: slow down"), Refusal::RateLimited);
+        assert_eq!(refusal("mute: nobody"), Refusal::Absent("mute: nobody".into()));
+        assert_eq!(refusal("auth-required: x"), Refusal::NotServed("auth-required: x".into()));
+        assert_eq!(refusal("invalid: event too large: 70000"), Refusal::TooLarge);
+        assert_eq!(refusal("duplicate: have this event"), Refusal::Other);
+        assert_eq!(refusal("error: shutting down"), Refusal::Other);
+    }
+}

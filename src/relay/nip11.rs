@@ -1,0 +1,100 @@
+//! What a relay says of its limits: the NIP-11 document, asked for once per connection and beside it.
+
+use std::io;
+use std::time::Duration;
+
+use http::{Request, header};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use nostr::RelayUrl;
+use serde::Deserialize;
+use url::Url;
+
+use super::transport;
+use crate::envelope::EventLimits;
+
+/// Longest document that is read.
+const DOCUMENT_MAX: usize = 256 * 1024;
+/// A relay that names a smaller limit than this is not believed: not even an opening would fit.
+const PLAUSIBLE_MIN: usize = 1024;
+
+#[derive(Deserialize)]
+struct Document {
+    #[serde(default)]
+    limitation: Option<Limitation>,
+}
+
+#[derive(Deserialize)]
+struct Limitation {
+    #[serde(default)]
+    max_message_length: Option<u64>,
+    #[serde(default)]
+    max_content_length: Option<u64>,
+}
+
+/// Fetches the document and reads the limits from it, `default` where it names none.
+pub(super) async fn fetch(relay: &RelayUrl, default: EventLimits, limit: Duration) -> io::Result<EventLimits> {
+    let fetched = tokio::time::timeout(limit, fetch_document(relay)).await;
+    let text = fetched.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    let document: Document = serde_json::from_slice(&text).map_err(io::Error::other)?;
+    Ok(limits(&document, default))
+}
+
+async fn fetch_document(relay: &RelayUrl) -> io::Result<Bytes> {
+    let url: &Url = relay.into();
+    let stream = transport::connect(relay).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
+    let driver = tokio::spawn(connection);
+    let host = &url[url::Position::BeforeHost..url::Position::AfterPort];
+    let request = Request::get(&url[url::Position::BeforePath..url::Position::AfterQuery])
+        .header(header::HOST, host)
+        .header(header::ACCEPT, "application/nostr+json")
+        .body(Empty::<Bytes>::new())
+        .map_err(io::Error::other)?;
+    let response = sender.send_request(request).await.map_err(io::Error::other)?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), DOCUMENT_MAX).collect().await.map_err(io::Error::other);
+    driver.abort();
+    if !status.is_success() {
+        return Err(io::Error::other(format!("status {status}")));
+    }
+    Ok(body?.to_bytes())
+}
+
+fn limits(document: &Document, default: EventLimits) -> EventLimits {
+    let Some(limitation) = &document.limitation else { return default };
+    let plausible = |named: Option<u64>, default: usize| {
+        named.and_then(|n| usize::try_from(n).ok()).filter(|&n| n >= PLAUSIBLE_MIN).unwrap_or(default)
+    };
+    // A relay that names only one of the two is not assumed to be smaller in the other.
+    let message = plausible(limitation.max_message_length, default.message);
+    let content = plausible(limitation.max_content_length, message);
+    EventLimits { message, content }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const DEFAULT: EventLimits = EventLimits { message: 65_536, content: 65_536 };
+
+    fn read(text: &str) -> EventLimits {
+        limits(&serde_json::from_str(text).unwrap(), DEFAULT)
+    }
+
+    #[test]
+    fn limits_are_taken_from_the_document_and_defaulted_where_it_is_silent() {
+        assert_eq!(read("{}"), DEFAULT);
+        assert_eq!(
+            read(r#"{"limitation":{"max_message_length":131072}}"#),
+            EventLimits { message: 131_072, content: 131_072 }
+        );
+        assert_eq!(
+            read(r#"{"limitation":{"max_content_length":4096}}"#),
+            EventLimits { message: 65_536, content: 4096 }
+        );
+        assert_eq!(read(r#"{"limitation":{"max_message_length":0,"auth_required":true}}"#), DEFAULT);
+    }
+}

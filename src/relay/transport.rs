@@ -1,0 +1,106 @@
+//! The byte stream to a relay: TCP without Nagle's delay and with quick acknowledgement, TLS where the URL says `wss`.
+//! Used for the websocket and for the NIP-11 document.
+
+use std::io;
+use std::pin::Pin;
+use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll};
+
+use nostr::RelayUrl;
+use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use url::Url;
+
+/// Any stream that a relay is reached by.
+pub(super) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
+
+/// Connects to the host of a relay's URL.
+pub(super) async fn connect(relay: &RelayUrl) -> io::Result<Box<dyn Transport>> {
+    let url: &Url = relay.into();
+    let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("{what} in {relay}"));
+    let host = url.host_str().ok_or_else(|| invalid("no host"))?;
+    let port = url.port_or_known_default().ok_or_else(|| invalid("no port"))?;
+    let bare = host.trim_start_matches('[').trim_end_matches(']');
+    let tcp = TcpStream::connect((bare, port)).await?;
+    tcp.set_nodelay(true)?;
+    let tcp = QuickAck(tcp);
+    if url.scheme() == "wss" {
+        let name = ServerName::try_from(bare.to_owned()).map_err(|_| invalid("the host is no name for TLS"))?;
+        Ok(Box::new(TlsConnector::from(tls_config()?).connect(name, tcp).await?))
+    } else {
+        Ok(Box::new(tcp))
+    }
+}
+
+/// The system's certificate authorities; Mozilla's where the system has none, as in a bare container.
+fn tls_config() -> io::Result<Arc<rustls::ClientConfig>> {
+    static CONFIG: OnceLock<Arc<rustls::ClientConfig>> = OnceLock::new();
+    if let Some(config) = CONFIG.get() {
+        return Ok(Arc::clone(config));
+    }
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add_parsable_certificates(rustls_native_certs::load_native_certs().certs);
+    if roots.is_empty() {
+        tracing::debug!("the system has no certificate authorities; using the built-in ones");
+        roots.extend(webpki_roots::TLS_SERVER_ROOTS.iter().cloned());
+    }
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(io::Error::other)?
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    Ok(Arc::clone(CONFIG.get_or_init(|| Arc::new(config))))
+}
+
+/// A connection whose segments are acknowledged at once: relays that leave Nagle's algorithm on would otherwise hold
+/// back each next event for 40 ms. The kernel forgets the wish, so it is renewed after every read.
+struct QuickAck(TcpStream);
+
+impl QuickAck {
+    fn acknowledge(&self) {
+        // A wish only: where the system does not know it, nothing is lost but time.
+        #[cfg(any(target_os = "linux", target_os = "android"))]
+        let _ = self.0.set_quickack(true);
+    }
+}
+
+impl AsyncRead for QuickAck {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let outcome = Pin::new(&mut self.0).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.acknowledge();
+        }
+        outcome
+    }
+}
+
+impl AsyncWrite for QuickAck {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.0.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
