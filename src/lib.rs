@@ -16,6 +16,7 @@ pub mod cli;
 pub mod config;
 pub mod envelope;
 pub mod error;
+pub mod exit;
 pub mod limits;
 pub mod message;
 pub mod name;
@@ -23,5 +24,6 @@ pub mod proxy;
 pub mod relay;
 pub mod run;
 pub mod stream;
+pub mod tunnel;
 
 pub use error::{Error, ErrorKind};

@@ -40,6 +40,8 @@ pub struct Limits {
     pub session_streams: usize,
     /// Most sessions (peers) that an exit keeps.
     pub exit_sessions: usize,
+    /// Relays of one name that are used; a name may carry more.
+    pub relays_per_name: usize,
     /// Most client connections of a proxy at once.
     pub proxy_connections: usize,
     /// A session without streams is forgotten after so long.
@@ -79,6 +81,7 @@ impl Default for Limits {
             path_events_max: 512,
             session_streams: 20_000,
             exit_sessions: 10_000,
+            relays_per_name: 8,
             proxy_connections: 20_000,
             session_idle: Duration::from_secs(300),
             message_age: Duration::from_secs(300),

@@ -10,7 +10,7 @@ use super::Command;
 use super::name::{self, NameArgs};
 use crate::config::Settings;
 use crate::run::shutdown::{Shutdown, signals};
-use crate::run::{EXIT_USAGE, RunError};
+use crate::run::{self, EXIT_USAGE, RunError};
 
 /// Runs a command that stays up until it ends or is told to.
 ///
@@ -38,10 +38,16 @@ async fn serve(command: Command, settings: Settings) -> Result<(), RunError> {
 }
 
 /// The commands that stay up, one arm each.
-async fn start(command: Command, _settings: Settings, _shutdown: Shutdown) -> Result<(), RunError> {
+async fn start(command: Command, settings: Settings, shutdown: Shutdown) -> Result<(), RunError> {
     match command {
         Command::Name(args) => print_name(&args),
-        other => Err(RunError::Failed(format!("nws {} does not stay up", other.word()))),
+        Command::Proxy(_) => run::proxy::run(settings.config, shutdown).await,
+        Command::Exit(_) => {
+            let keys = run::key::load(settings.private_key.as_ref(), settings.config.exit.key_file.as_deref())?;
+            run::exit::run(settings.config, keys, shutdown).await
+        }
+        Command::Relay(_) => run::relay::run(settings.config, shutdown).await,
+        Command::Demo(args) => run::demo::run(settings.config, args.once, shutdown).await,
     }
 }
 

@@ -60,6 +60,7 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         path_events_max,
         session_streams,
         exit_sessions,
+        relays_per_name,
         proxy_connections,
         session_idle,
         message_age,
@@ -94,6 +95,7 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         ("limits.path_events_max", *path_events_max as u64),
         ("limits.session_streams", *session_streams as u64),
         ("limits.exit_sessions", *exit_sessions as u64),
+        ("limits.relays_per_name", *relays_per_name as u64),
         ("limits.proxy_connections", *proxy_connections as u64),
     ] {
         at_least_one(key, count)?;

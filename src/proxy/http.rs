@@ -25,12 +25,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
-use super::client::ClientStream;
 use super::connect::{BoxedIo, Connect, Destination, Host};
-use super::copy::copy;
 use super::listener::Front;
 use super::open::{Route, open};
 use super::page::{self, Page};
+use crate::tunnel::copy::copy;
+use crate::tunnel::socket::Socket;
 use crate::{Error, ErrorKind};
 
 pub(super) use pool::Pools;
@@ -52,7 +52,7 @@ type Answer = UnsyncBoxBody<Bytes, hyper::Error>;
 /// What one connection's requests share with the task that drives it.
 struct Session {
     /// The connection beneath.
-    client: ClientStream,
+    client: Socket,
     /// Whether a request has come, which ends the handshake.
     asked: AtomicBool,
     /// The stream that takes over when hyper has written its last answer.
@@ -72,7 +72,7 @@ impl Session {
 }
 
 /// Serves one client whose first byte is a letter.
-pub(super) async fn serve<S: Route>(client: ClientStream, front: Arc<Front<S>>, deadline: Instant) {
+pub(super) async fn serve<S: Route>(client: Socket, front: Arc<Front<S>>, deadline: Instant) {
     let session = Arc::new(Session { client, asked: AtomicBool::new(false), takeover: Mutex::new(None) });
     let service = service_fn(|request| {
         session.asked.store(true, Ordering::Relaxed);

@@ -13,13 +13,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use super::client::ClientStream;
 use super::connect::Isolation;
 use super::http;
 use super::open::Route;
 use super::socks;
 use crate::Error;
 use crate::limits::Limits;
+use crate::tunnel::socket::Socket;
 
 /// Pause after the first failure to accept; each further one doubles it.
 const BACKOFF_MIN: Duration = Duration::from_millis(10);
@@ -102,7 +102,7 @@ impl Listener {
                     Ok((stream, peer)) => {
                         backoff = BACKOFF_MIN;
                         debug!(%peer, "client connected");
-                        tracker.spawn(serve_client(ClientStream::new(stream), front.clone(), slot));
+                        tracker.spawn(serve_client(Socket::new(stream), front.clone(), slot));
                     }
                     Err(error) if is_the_clients_fault(&error) => debug!(%error, "a client left while it came"),
                     Err(error) => {
@@ -127,7 +127,7 @@ fn is_the_clients_fault(error: &io::Error) -> bool {
 }
 
 /// One client from its first byte to its last.
-async fn serve_client<S: Route>(client: ClientStream, front: Arc<Front<S>>, slot: OwnedSemaphorePermit) {
+async fn serve_client<S: Route>(client: Socket, front: Arc<Front<S>>, slot: OwnedSemaphorePermit) {
     let deadline = Instant::now() + front.limits.handshake_timeout;
     let first = tokio::select! {
         first = timeout_at(deadline, client.first_byte()) => first,

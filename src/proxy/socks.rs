@@ -18,12 +18,12 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
-use super::client::ClientStream;
 use super::connect::{Connect, Destination, Host};
-use super::copy::copy;
 use super::listener::Front;
 use super::open::{Route, open};
 use crate::ErrorKind;
+use crate::tunnel::copy::copy;
+use crate::tunnel::socket::Socket;
 
 /// SOCKS4's "request rejected".
 pub(super) const SOCKS4_REFUSED: [u8; 8] = [0x00, 0x5b, 0, 0, 0, 0, 0, 0];
@@ -53,7 +53,7 @@ impl From<io::Error> for Refusal {
 }
 
 /// Serves one client whose first byte is 5.
-pub(super) async fn serve<S: Route>(mut client: ClientStream, front: &Front<S>, deadline: Instant) {
+pub(super) async fn serve<S: Route>(mut client: Socket, front: &Front<S>, deadline: Instant) {
     let request = tokio::select! {
         request = timeout_at(deadline, read_request(&client)) => request,
         // It has not asked for anything yet.
@@ -97,7 +97,7 @@ const fn reply(code: u8) -> [u8; 10] {
 }
 
 /// Method negotiation, user and password if offered, and the request.
-async fn read_request(client: &ClientStream) -> Result<(Destination, Option<String>), Refusal> {
+async fn read_request(client: &Socket) -> Result<(Destination, Option<String>), Refusal> {
     let mut exchange = Exchange { client: client.clone(), replies: BytesMut::new() };
     let chosen = match Socks5ServerProtocol::start(&mut exchange).negotiate_auth(&METHODS).await {
         Ok(chosen) => chosen,
@@ -206,7 +206,7 @@ fn text(bytes: Vec<u8>) -> String {
 /// request stays in the socket. Replies are held until the next read; a flush does not send them, because the library
 /// flushes replies to broken requests, and these are ours to give.
 struct Exchange {
-    client: ClientStream,
+    client: Socket,
     replies: BytesMut,
 }
 

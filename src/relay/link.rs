@@ -246,6 +246,13 @@ impl Attachment {
         self.has_room() && self.link.shared.outgoing.try_send(Outgoing { event, owner: self.number }).is_ok()
     }
 
+    /// Waits until what was published has left for the relay, at most for `limit`.
+    pub async fn sent(&self, limit: Duration) {
+        let outgoing = &self.link.shared.outgoing;
+        // All permits together mean an empty queue; the last batch may be in the socket's buffer, where it is safe.
+        let _ = tokio::time::timeout(limit, outgoing.reserve_many(OUTGOING_MAX)).await;
+    }
+
     /// The link that this holds.
     #[must_use]
     pub const fn link(&self) -> &Arc<Link> {

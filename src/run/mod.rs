@@ -1,9 +1,13 @@
 //! The commands that stay up, one file each, and what they have in common: the log, the information file for scripts,
 //! the exit's key, and the way they end. Not here: the command line, which decides what runs (`cli`).
 
+pub mod demo;
+pub mod exit;
 pub mod info;
 pub mod key;
 pub mod log;
+pub mod proxy;
+pub mod relay;
 pub mod shutdown;
 
 use std::io;

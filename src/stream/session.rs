@@ -257,6 +257,14 @@ impl Session {
         }
     }
 
+    /// Ends every stream in both directions: the program is ending. The resets still have to be sent.
+    pub fn reset_all(&mut self, now: Instant, error: &Error) {
+        let keys: Vec<Uuid> = self.streams.keys().copied().collect();
+        for key in keys {
+            self.reset_stream(now, key, error.clone(), true);
+        }
+    }
+
     /// Takes bytes to send; returns how many. 0 means to wait for [`Event::Writable`].
     ///
     /// # Errors
@@ -340,6 +348,21 @@ impl Session {
     /// What happened, in order.
     pub fn poll_event(&mut self) -> Option<Event> {
         self.events.pop_front()
+    }
+
+    /// Whether something waits to be sent, now or as soon as a relay has room.
+    #[must_use]
+    pub fn wants_to_send(&self) -> bool {
+        !(self.ack_queue.is_empty()
+            && self.data_queue.is_empty()
+            && self.replies.is_empty()
+            && self.opening_queue.is_empty())
+    }
+
+    /// Whether a stream is here, or was until lately.
+    #[must_use]
+    pub fn knows(&self, key: Uuid) -> bool {
+        self.streams.contains_key(&key) || self.tombstones.get(&key).is_some()
     }
 
     /// How many streams there are.

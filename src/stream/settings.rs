@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use crate::limits::Limits;
 
+/// An opening ends this long before whoever asked for it gives up, so that the reason comes out and not only the fact.
+const ANSWER_FIRST: Duration = Duration::from_millis(500);
+
 /// Limits of one session; see [`Limits`] for what each is for.
 #[derive(Debug, Clone)]
 pub struct Settings {
@@ -33,7 +36,7 @@ impl From<&Limits> for Settings {
             path_window_max: limits.path_window_max.as_u64(),
             path_events_max: limits.path_events_max,
             streams_max: limits.session_streams,
-            open_timeout: limits.open_timeout,
+            open_timeout: limits.open_timeout.saturating_sub(ANSWER_FIRST),
             stall_timeout: limits.stall_timeout,
             idle_probe_after: limits.idle_probe_after,
         }

@@ -17,10 +17,10 @@ use tracing::debug;
 use super::pool::{RouteClient, Upload, closed_unanswered, explain};
 use super::{Answer, Failure, Session, credentials, failure, fields};
 use crate::ErrorKind;
-use crate::proxy::client::ClientStream;
 use crate::proxy::listener::Front;
 use crate::proxy::open::Route;
 use crate::proxy::page::NWS_ERROR;
+use crate::tunnel::socket::Socket;
 
 /// Sends the request on and gives back its answer.
 pub(super) async fn forward<S: Route>(
@@ -110,7 +110,7 @@ fn bad_address() -> Failure {
 /// nor chunks, a plain close would look like the end.
 struct Download {
     body: Incoming,
-    client: ClientStream,
+    client: Socket,
 }
 
 impl Body for Download {

@@ -6,6 +6,7 @@ use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind};
 use crate::message::{Message, Type};
+use crate::stream::path::Path;
 use crate::stream::recv::Received;
 use crate::stream::tombstone::{LastWord, reset};
 
@@ -16,9 +17,10 @@ impl Session {
     /// decrypted them with the key of this session.
     pub fn handle(&mut self, now: Instant, path: PathId, messages: Vec<Message>) {
         self.last_heard_on = Some(path);
-        if let Some(path) = self.paths.get_mut(&path) {
-            path.note_heard(now);
-        }
+        let settings = &self.settings;
+        let heard_on = self.paths.entry(path);
+        // A message may come in before the word that its relay is up.
+        heard_on.or_insert_with(|| Path::new(settings.path_window_max, settings.path_events_max)).note_heard(now);
         for message in messages {
             self.handle_message(now, path, message);
         }

@@ -1,4 +1,4 @@
-//! A client's TCP connection as a handle that can be shared: whoever copies bytes owns the reading and writing, while
+//! The TCP connection of a client or of a service, as a handle that can be shared: whoever copies bytes owns the reading and writing, while
 //! the code around it watches for a reset, or decides that the connection ends with one. Knows no protocol.
 
 use std::io;
@@ -25,13 +25,13 @@ const LINGER: Duration = Duration::from_secs(2);
 /// How many bytes are read and thrown away while lingering; whoever sends more than that is not waiting for an answer.
 const LINGER_BYTES: usize = 1 << 20;
 
-/// The client's end: a cheap handle, the socket closes with the last one.
+/// One TCP connection: a cheap handle, the socket closes with the last one.
 #[derive(Debug, Clone)]
-pub(super) struct ClientStream(Arc<TcpStream>);
+pub(crate) struct Socket(Arc<TcpStream>);
 
-impl ClientStream {
+impl Socket {
     /// Takes over an accepted connection and sets its options; failing to set one is harmless.
-    pub(super) fn new(stream: TcpStream) -> Self {
+    pub(crate) fn new(stream: TcpStream) -> Self {
         let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY);
         let _ = stream.set_nodelay(true);
         let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
@@ -39,13 +39,13 @@ impl ClientStream {
     }
 
     /// The first byte, left in place; `None` when the client closed without one.
-    pub(super) async fn first_byte(&self) -> io::Result<Option<u8>> {
+    pub(crate) async fn first_byte(&self) -> io::Result<Option<u8>> {
         let mut first = [0];
         Ok((self.0.peek(&mut first).await? == 1).then_some(first[0]))
     }
 
     /// What can be read without waiting, at most `max` bytes. It is out of the socket then.
-    pub(super) fn take_ready(&self, max: usize) -> Bytes {
+    pub(crate) fn take_ready(&self, max: usize) -> Bytes {
         let mut taken = Vec::new();
         let mut chunk = [0; 4096];
         while taken.len() < max {
@@ -60,22 +60,22 @@ impl ClientStream {
 
     /// Waits until the client resets the connection. The end of its direction alone (FIN) is not that: a client may
     /// send, shut down, and wait for the answer.
-    pub(super) async fn reset(&self) {
+    pub(crate) async fn reset(&self) {
         while self.0.ready(Interest::ERROR).await.is_ok_and(|ready| !ready.is_error()) {}
     }
 
     /// Makes the coming close a reset, so that the client sees a broken transfer and not a complete one.
-    pub(super) fn end_with_reset(&self) {
+    pub(crate) fn end_with_reset(&self) {
         let _ = self.0.set_zero_linger();
     }
 
     /// Writes a few bytes if the socket takes them at once.
-    pub(super) fn try_say(&self, bytes: &[u8]) {
+    pub(crate) fn try_say(&self, bytes: &[u8]) {
         let _ = self.0.try_write(bytes);
     }
 
     /// Ends our direction, then reads on for a moment, so that the client gets the answer that was its last.
-    pub(super) async fn close(&self, cancel: &CancellationToken) {
+    pub(crate) async fn close(&self, cancel: &CancellationToken) {
         if SockRef::from(&*self.0).shutdown(Shutdown::Write).is_err() {
             return;
         }
@@ -99,7 +99,7 @@ impl ClientStream {
     }
 }
 
-impl AsyncRead for ClientStream {
+impl AsyncRead for Socket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         loop {
             ready!(self.0.poll_read_ready(cx))?;
@@ -115,7 +115,7 @@ impl AsyncRead for ClientStream {
     }
 }
 
-impl AsyncWrite for ClientStream {
+impl AsyncWrite for Socket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         loop {
             ready!(self.0.poll_write_ready(cx))?;

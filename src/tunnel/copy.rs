@@ -1,4 +1,4 @@
-//! Carrying bytes between a client and its stream, with the ends of both kept apart: an end of direction stays one, a
+//! Carrying bytes between a TCP connection (a client's, or a service's) and its stream, with the ends of both kept apart: an end of direction stays one, a
 //! break on either side becomes a break on the other. Knows no protocol.
 
 use std::io;
@@ -8,8 +8,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tracing::debug;
 
-use super::client::ClientStream;
-use super::connect::BoxedIo;
+use super::socket::Socket;
 
 /// Bytes buffered per direction: two system calls per event of a relay, and small enough for thousands of idle
 /// connections.
@@ -20,9 +19,10 @@ const BUFFER: usize = 32 * 1024;
 /// `io` is what carries the client's bytes, `client` the connection beneath it. When the stream breaks, the client's
 /// connection ends with a reset, so that half a download does not look like a whole one. When the client breaks, the
 /// stream is dropped without a `shutdown`, which resets it.
-pub(super) async fn copy<C>(mut io: C, stream: BoxedIo, client: &ClientStream)
+pub(crate) async fn copy<C, S>(mut io: C, stream: S, client: &Socket)
 where
     C: AsyncRead + AsyncWrite + Unpin,
+    S: AsyncRead + AsyncWrite + Unpin,
 {
     let mut stream = Watched { io: stream, broken: false };
     let outcome = tokio::select! {
@@ -41,26 +41,26 @@ where
 }
 
 /// Remembers that the break was on this side; `copy_bidirectional` does not tell.
-struct Watched {
-    io: BoxedIo,
+struct Watched<S> {
+    io: S,
     broken: bool,
 }
 
-impl Watched {
+impl<S> Watched<S> {
     fn note<T>(&mut self, outcome: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         self.broken |= matches!(outcome, Poll::Ready(Err(_)));
         outcome
     }
 }
 
-impl AsyncRead for Watched {
+impl<S: AsyncRead + Unpin> AsyncRead for Watched<S> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let outcome = Pin::new(&mut self.io).poll_read(cx, buf);
         self.note(outcome)
     }
 }
 
-impl AsyncWrite for Watched {
+impl<S: AsyncWrite + Unpin> AsyncWrite for Watched<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let outcome = Pin::new(&mut self.io).poll_write(cx, buf);
         self.note(outcome)

@@ -1,0 +1,57 @@
+//! `nws exit`: services offered under a key.
+
+use std::io::{self, Write};
+use std::sync::Arc;
+
+use nostr::Keys;
+
+use super::RunError;
+use super::info::Info;
+use super::shutdown::Shutdown;
+use crate::config::Config;
+use crate::exit::{Exit, Services};
+use crate::name::NostrName;
+use crate::tunnel::Acceptor;
+
+/// Runs an exit until the end is asked for and its streams are done.
+///
+/// # Errors
+/// When the information file cannot be written.
+pub async fn run(config: Config, keys: Keys, shutdown: Shutdown) -> Result<(), RunError> {
+    let relays = config.exit_relays().to_vec();
+    let services = Services {
+        by_port: config.exit.service.iter().map(|(port, service)| (*port, service.target.to_string())).collect(),
+        default: config.exit.target.as_ref().map(ToString::to_string),
+    };
+    let limits = Arc::new(config.limits);
+    let name = NostrName::new(keys.public_key(), relays.clone());
+    let mut acceptor = Acceptor::start(keys, &relays, Arc::clone(&limits));
+    greet(&name, &services);
+    tokio::select! {
+        () = acceptor.ready() => {}
+        () = shutdown.requested() => return Ok(()),
+    }
+    tracing::info!("the exit is ready");
+    let mut info = Info::new(Vec::new());
+    info.name = Some(name.to_string());
+    info.npub = Some(name.npub());
+    info.relays = Some(relays);
+    let _info = info.write_if(config.exit.info_file.as_deref())?;
+    Exit::new(services, limits).serve(&mut acceptor, shutdown.token(), shutdown.tracker()).await;
+    shutdown.drain().await;
+    acceptor.close().await;
+    Ok(())
+}
+
+/// Tells the operator under which name the services are reached.
+fn greet(name: &NostrName, services: &Services) {
+    let mut text = format!("http://{name}/\n{}\n", name.npub());
+    for (port, target) in &services.by_port {
+        text.push_str(&format!("  port {port} -> {target}\n"));
+    }
+    if let Some(target) = &services.default {
+        text.push_str(&format!("  every other port -> {target}\n"));
+    }
+    // Nobody may be reading; the exit works all the same.
+    let _ = io::stdout().write_all(text.as_bytes());
+}

@@ -1,0 +1,161 @@
+//! The proxy's side: one session per exit, shared by all streams to it.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
+
+use nostr::{Keys, PublicKey, RelayUrl};
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use super::driver::{Driver, Sent};
+use super::shared::Shared;
+use super::stream::TunnelStream;
+use crate::envelope::Conversation;
+use crate::error::{Error, ErrorKind};
+use crate::limits::Limits;
+use crate::name::NostrName;
+use crate::relay::{Link, Links, Subscription, Wanted};
+use crate::stream::{Settings, Side};
+
+/// Events that wait for a session at most; a full queue holds back the relay.
+const ARRIVALS_MAX: usize = 64;
+
+/// What two streams must have in common to share a session.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct SessionId {
+    exit: PublicKey,
+    relays: Vec<RelayUrl>,
+}
+
+struct Client {
+    shared: Arc<Shared>,
+    links: Vec<Arc<Link>>,
+}
+
+/// Opens streams to exits; see the module.
+pub struct Tunnel {
+    links: Links,
+    limits: Arc<Limits>,
+    /// Relays for names that carry none.
+    relays: Vec<RelayUrl>,
+    sessions: Mutex<HashMap<SessionId, Client>>,
+    end: CancellationToken,
+    drivers: TaskTracker,
+}
+
+impl fmt::Debug for Tunnel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tunnel").field("relays", &self.relays).finish_non_exhaustive()
+    }
+}
+
+impl Tunnel {
+    /// No session yet. `relays` serve names of a key alone.
+    #[must_use]
+    pub fn new(relays: Vec<RelayUrl>, limits: Arc<Limits>) -> Self {
+        Self {
+            links: Links::new(Arc::clone(&limits)),
+            limits,
+            relays,
+            sessions: Mutex::default(),
+            end: CancellationToken::new(),
+            drivers: TaskTracker::new(),
+        }
+    }
+
+    /// Opens a stream to a port of an exit; `early` are its first bytes, as far as they are known.
+    ///
+    /// # Errors
+    /// When the exit refuses, does not answer in time, no relay can be reached, or the name has no relay and none is
+    /// configured. Dropping the future gives the stream up.
+    pub async fn open(&self, name: &NostrName, port: u16, early: &[u8]) -> Result<TunnelStream, Error> {
+        let relays = if name.relays.is_empty() { &self.relays } else { &name.relays };
+        if relays.is_empty() {
+            return Err(Error::new(
+                ErrorKind::HostUnreachable,
+                "the name carries no relay, and none is configured: set `relays` in the configuration or use --relay",
+            ));
+        }
+        let relays = relays.iter().take(self.limits.relays_per_name).cloned().collect();
+        let shared = self.session(SessionId { exit: name.public_key, relays })?;
+        let (stream, mut rest) = {
+            let key = Uuid::new_v4();
+            let mut engine = shared.engine();
+            engine.check()?;
+            engine.session.open(Instant::now(), key, format!("{name}:{port}"));
+            let taken = engine.session.write(key, early)?;
+            drop(engine);
+            (TunnelStream::new(Arc::clone(&shared), key), &early[taken..])
+        };
+        shared.wake.notify_one();
+        stream.opened().await?;
+        let mut stream = stream;
+        tokio::io::AsyncWriteExt::write_all_buf(&mut stream, &mut rest)
+            .await
+            .map_err(|error| Error::from_io(&error, "sending the first bytes"))?;
+        Ok(stream)
+    }
+
+    /// Ends all sessions: streams still open are reset, and the exits are told as far as their relays take it.
+    pub async fn close(&self) {
+        self.end.cancel();
+        self.drivers.close();
+        self.drivers.wait().await;
+    }
+
+    /// The session for an exit, a new one if there was none or it has ended.
+    fn session(&self, id: SessionId) -> Result<Arc<Shared>, Error> {
+        let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = sessions.get(&id)
+            && client.shared.engine().check().is_ok()
+        {
+            // A relay in a long pause is worth another try now.
+            client.links.iter().for_each(|link| link.nudge());
+            return Ok(Arc::clone(&client.shared));
+        }
+        sessions.retain(|_, client| client.shared.engine().check().is_ok());
+        if self.end.is_cancelled() {
+            return Err(Error::new(ErrorKind::Aborted, "the proxy is ending"));
+        }
+        let client = self.start(&id)?;
+        let shared = Arc::clone(&client.shared);
+        sessions.insert(id, client);
+        Ok(shared)
+    }
+
+    fn start(&self, id: &SessionId) -> Result<Client, Error> {
+        let keys = Keys::generate();
+        let conversation = Conversation::new(keys.clone(), id.exit).map_err(|error| {
+            Error::new(ErrorKind::HostUnreachable, format!("the name's key is not usable: {error}"))
+        })?;
+        let shared = Arc::new(Shared::new(Side::Proxy, Settings::from(&*self.limits)));
+        let (arrivals_tx, arrivals) = mpsc::channel(ARRIVALS_MAX);
+        let (notices_tx, notices) = mpsc::unbounded_channel();
+        let wanted = Wanted { recipient: keys.public_key().to_hex(), author: Some(id.exit.to_hex()) };
+        let links: Vec<Arc<Link>> = id.relays.iter().map(|url| self.links.get(url)).collect();
+        let attachments = links
+            .iter()
+            .map(|link| {
+                let subscription = Subscription { wanted: wanted.clone(), arrivals: arrivals_tx.clone() };
+                (link.id(), link.attach(keys.clone(), notices_tx.clone(), Some(subscription)))
+            })
+            .collect();
+        let driver = Driver {
+            shared: Arc::clone(&shared),
+            conversation: Arc::new(conversation),
+            arrivals,
+            notices,
+            attachments,
+            door: None,
+            session_idle: self.limits.session_idle,
+            openings: HashMap::new(),
+            sent: Sent::default(),
+        };
+        self.drivers.spawn(driver.run(self.end.clone()));
+        Ok(Client { shared, links })
+    }
+}

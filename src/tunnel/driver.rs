@@ -1,0 +1,281 @@
+//! What moves a session: events of the peer's are decrypted and handed to the engine, what the engine has to say is
+//! encrypted, signed and published, the clock is set to when it wants to act next.
+
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::task::Waker;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use nostr::EventId;
+use tokio::sync::mpsc;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::replay::ReplayGuard;
+use super::server::Door;
+use super::shared::Shared;
+use crate::envelope::{Conversation, EventLimits, SealedEvent};
+use crate::error::{Error, ErrorKind};
+use crate::message::{Message, Type};
+use crate::relay::{Arrival, Attachment, Notice};
+use crate::stream::{PacketId, PathId, Transmit};
+
+/// Events that are sealed before incoming ones are looked at again.
+const SEALED_IN_A_ROW: usize = 16;
+/// Events taken in before what they cause is sent.
+const TAKEN_IN_A_ROW: usize = 32;
+/// Events whose refusal can still be told to the engine.
+const SENT_MAX: usize = 2048;
+/// How long the end of a session may wait for a relay to take its last events.
+const FAREWELL: Duration = Duration::from_millis(500);
+/// How often an idle session looks whether it is still wanted.
+const IDLE_CHECK: Duration = Duration::from_secs(10);
+
+/// See the module.
+pub(super) struct Driver {
+    pub(super) shared: Arc<Shared>,
+    pub(super) conversation: Arc<Conversation>,
+    pub(super) arrivals: mpsc::Receiver<Arrival>,
+    pub(super) notices: mpsc::UnboundedReceiver<Notice>,
+    pub(super) attachments: HashMap<PathId, Attachment>,
+    /// At an exit: where streams of the peer's are announced, and what has been seen.
+    pub(super) door: Option<Door>,
+    pub(super) session_idle: Duration,
+    pub(super) openings: HashMap<Uuid, SealedEvent>,
+    pub(super) sent: Sent,
+}
+
+/// Which packet an event was, to understand a relay's refusal.
+#[derive(Default)]
+pub(super) struct Sent {
+    packets: HashMap<EventId, (PathId, PacketId)>,
+    order: VecDeque<EventId>,
+}
+
+impl Sent {
+    fn note(&mut self, id: EventId, path: PathId, packet: PacketId) {
+        if self.order.len() >= SENT_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.packets.remove(&oldest);
+        }
+        if self.packets.insert(id, (path, packet)).is_none() {
+            self.order.push_back(id);
+        }
+    }
+}
+
+/// Seconds since 1970, as events are stamped.
+pub(super) fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+impl Driver {
+    /// Drives the session until it is cancelled or has been idle for long.
+    pub(super) async fn run(mut self, end: CancellationToken) {
+        let mut batch = Vec::new();
+        loop {
+            let more = self.send_what_is_due();
+            let timer = {
+                let mut engine = self.shared.engine();
+                let now = Instant::now();
+                let idle_until = engine.idle_since(now).map(|since| since + self.session_idle);
+                if idle_until.is_some_and(|until| until <= now) && engine.close_if_idle() {
+                    break;
+                }
+                let wake_up = engine.session.poll_timeout().into_iter().chain(idle_until).min();
+                wake_up.unwrap_or(now + IDLE_CHECK)
+            };
+            if more {
+                // The engine has more to say; whatever has arrived meanwhile comes first.
+                self.take_in_what_is_there(&mut batch);
+                tokio::task::yield_now().await;
+                continue;
+            }
+            tokio::select! {
+                biased;
+                () = end.cancelled() => break,
+                Some(notice) = self.notices.recv() => self.on_notice(notice),
+                count = self.arrivals.recv_many(&mut batch, TAKEN_IN_A_ROW) => {
+                    if count == 0 {
+                        break;
+                    }
+                    self.take_in(&mut batch);
+                }
+                () = self.shared.wake.notified() => {}
+                () = tokio::time::sleep_until(timer.into()) => {
+                    let now = Instant::now();
+                    self.shared.engine().session.handle_timeout(now);
+                    self.tell_audience();
+                }
+            }
+        }
+        self.end().await;
+    }
+
+    /// Tells the peer that its streams end, as far as the relays take it, and everybody here too.
+    async fn end(mut self) {
+        let error = Error::new(ErrorKind::Aborted, "the program is ending");
+        self.shared.engine().session.reset_all(Instant::now(), &error);
+        self.shared.close(error);
+        while self.send_what_is_due() {}
+        for attachment in self.attachments.values() {
+            attachment.sent(FAREWELL).await;
+        }
+    }
+
+    fn take_in_what_is_there(&mut self, batch: &mut Vec<Arrival>) {
+        while let Ok(notice) = self.notices.try_recv() {
+            self.on_notice(notice);
+        }
+        while batch.len() < TAKEN_IN_A_ROW
+            && let Ok(arrival) = self.arrivals.try_recv()
+        {
+            batch.push(arrival);
+        }
+        self.take_in(batch);
+        let now = Instant::now();
+        let mut engine = self.shared.engine();
+        if engine.session.poll_timeout().is_some_and(|at| at <= now) {
+            engine.session.handle_timeout(now);
+        }
+    }
+
+    /// Seals and publishes what is due, at most a few events. True when there may be more.
+    fn send_what_is_due(&mut self) -> bool {
+        for _ in 0..SEALED_IN_A_ROW {
+            let transmit = {
+                let attachments = &self.attachments;
+                let mut has_room = |path: PathId| attachments.get(&path).is_some_and(Attachment::has_room);
+                self.shared.engine().session.poll_transmit(Instant::now(), &mut has_room)
+            };
+            self.tell_audience();
+            match transmit {
+                Some(transmit) => self.publish(transmit),
+                None => return false,
+            }
+        }
+        true
+    }
+
+    fn publish(&mut self, transmit: Transmit) {
+        let Transmit { path, packet, messages, opening } = transmit;
+        let known = opening.and_then(|key| self.openings.get(&key).cloned());
+        let event = match known.map_or_else(|| self.conversation.seal(&messages, unix_now()), Ok) {
+            Ok(event) => event,
+            Err(error) => {
+                tracing::error!(%error, "an event could not be made");
+                return;
+            }
+        };
+        if let Some(key) = opening {
+            self.prune_openings();
+            self.openings.insert(key, event.clone());
+        }
+        self.sent.note(event.id, path, packet);
+        let taken = self.attachments.get(&path).is_some_and(|attachment| attachment.try_publish(event));
+        if !taken {
+            // Another session took the place; to the engine it is an event that the network lost.
+            tracing::trace!(path, packet, "no room after all");
+        }
+    }
+
+    /// Forgets the openings of streams that are open or gone.
+    fn prune_openings(&mut self) {
+        if self.openings.len() > 256 {
+            let mut engine = self.shared.engine();
+            self.openings.retain(|key, _| engine.session.is_open(*key).is_ok_and(|open| !open));
+        }
+    }
+
+    fn on_notice(&mut self, notice: Notice) {
+        let now = Instant::now();
+        {
+            let mut engine = self.shared.engine();
+            let session = &mut engine.session;
+            match notice {
+                Notice::Up(path, limits) => session.path_up(now, path, plaintext_max(limits)),
+                Notice::Limits(path, limits) => session.path_limit(path, plaintext_max(limits)),
+                Notice::Down(path, why) => session.path_down(now, path, &why),
+                Notice::Refused(path, id, refusal) => {
+                    let packet = self.sent.packets.get(&id).filter(|(sent_on, _)| *sent_on == path).map_or(0, |s| s.1);
+                    session.refused(now, path, packet, refusal);
+                }
+                Notice::Room(_) => {}
+            }
+        }
+        self.tell_audience();
+    }
+
+    /// Decrypts events and hands them to the engine.
+    fn take_in(&mut self, batch: &mut Vec<Arrival>) {
+        for Arrival { path, event } in batch.drain(..) {
+            if event.author != self.conversation.peer() {
+                continue;
+            }
+            let messages = match self.conversation.open(&event) {
+                Ok(messages) => messages,
+                Err(error) => {
+                    tracing::debug!(%error, "an event that is no message is dropped");
+                    continue;
+                }
+            };
+            let now = Instant::now();
+            let messages = match &self.door {
+                Some(door) => admit(&door.replays, &self.shared, &event, messages),
+                None => messages,
+            };
+            self.shared.engine().session.handle(now, path, messages);
+        }
+        self.tell_audience();
+    }
+
+    /// Wakes those who wait, and announces new streams.
+    fn tell_audience(&mut self) {
+        let (wakers, incoming) = {
+            let mut engine = self.shared.engine();
+            (engine.take_events(), std::mem::take(&mut engine.incoming))
+        };
+        wakers.into_iter().for_each(Waker::wake);
+        if let Some(door) = &self.door {
+            for incoming in incoming {
+                door.announce(&self.shared, self.conversation.peer(), incoming);
+            }
+        }
+    }
+}
+
+/// An opening is only believed in an event whose id and signature are right, which is fresh, and which is seen for the
+/// first time: a relay could otherwise replay a request. Repetitions of one that is known pass, to be answered again.
+pub(super) fn admit(
+    replays: &ReplayGuard,
+    shared: &Shared,
+    event: &crate::envelope::IncomingEvent,
+    messages: Vec<Message>,
+) -> Vec<Message> {
+    let opens = |message: &Message| matches!(message.kind, Type::Connect | Type::ConnectReverse);
+    if !messages.iter().any(opens) {
+        return messages;
+    }
+    let verdict = match event.verify() {
+        Ok(()) => replays.admit(event, unix_now()),
+        Err(error) => Err(error.to_string()),
+    };
+    let engine = shared.engine();
+    messages
+        .into_iter()
+        .filter(|message| match &verdict {
+            Ok(true) => true,
+            // Seen before: an answer may have been lost.
+            Ok(false) => !opens(message) || engine.session.knows(message.key),
+            Err(why) => {
+                tracing::debug!(why, "an opening is not believed");
+                !opens(message)
+            }
+        })
+        .collect()
+}
+
+fn plaintext_max(limits: EventLimits) -> usize {
+    limits.plaintext_max().unwrap_or(0)
+}

@@ -1,0 +1,15 @@
+//! Sessions on relay links, and their streams as `AsyncRead + AsyncWrite`: the engine of [`crate::stream`] driven by
+//! the events of [`crate::relay`] and the clock of tokio. It knows no SOCKS, no HTTP and no service.
+
+mod client;
+pub(crate) mod copy;
+mod driver;
+mod replay;
+mod server;
+mod shared;
+pub(crate) mod socket;
+mod stream;
+
+pub use client::Tunnel;
+pub use server::{Acceptor, Offer};
+pub use stream::TunnelStream;

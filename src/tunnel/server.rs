@@ -1,0 +1,340 @@
+//! The exit's side: one subscription for its key on each relay, a session for each peer that opens a stream.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::sync::Arc;
+use std::time::Instant;
+
+use nostr::{Keys, PublicKey, RelayUrl};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tokio_util::task::TaskTracker;
+use uuid::Uuid;
+
+use super::driver::{Driver, Sent, admit, unix_now};
+use super::replay::ReplayGuard;
+use super::shared::Shared;
+use super::stream::TunnelStream;
+use crate::envelope::{Conversation, SealedEvent};
+use crate::error::{Error, ErrorKind};
+use crate::limits::Limits;
+use crate::message::{Message, Type};
+use crate::relay::{Arrival, Attachment, Link, Links, Notice, Subscription, Wanted};
+use crate::stream::{Incoming, Settings, Side};
+
+/// Events that wait for the exit, and for each session, at most; a full queue holds back the relay.
+const ARRIVALS_MAX: usize = 64;
+/// Answers to peers that are not known, in a second at most: each costs a key derivation and a signature.
+const STRANGERS_PER_SECOND: u32 = 100;
+
+/// Where a session announces the streams that its peer opens.
+#[derive(Clone)]
+pub(super) struct Door {
+    offers: mpsc::UnboundedSender<Offer>,
+    pub(super) replays: Arc<ReplayGuard>,
+}
+
+impl Door {
+    pub(super) fn announce(&self, shared: &Arc<Shared>, peer: PublicKey, incoming: Incoming) {
+        // A closed channel drops the offer, which refuses the stream.
+        let _ = self.offers.send(Offer { shared: Some(Arc::clone(shared)), peer, incoming });
+    }
+}
+
+/// A stream that a peer asks for. Dropping it refuses it.
+pub struct Offer {
+    shared: Option<Arc<Shared>>,
+    peer: PublicKey,
+    incoming: Incoming,
+}
+
+impl fmt::Debug for Offer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Offer").field("peer", &self.peer).field("incoming", &self.incoming).finish_non_exhaustive()
+    }
+}
+
+impl Offer {
+    /// The key that asks: of a session, not of a person.
+    #[must_use]
+    pub const fn peer(&self) -> PublicKey {
+        self.peer
+    }
+
+    /// Where it wants to go, as it wrote it.
+    #[must_use]
+    pub fn destination(&self) -> Option<&str> {
+        self.incoming.destination.as_deref()
+    }
+
+    /// Tells the peer that the answer takes a while.
+    pub fn heard(&self) {
+        if let Some(shared) = &self.shared {
+            shared.engine().session.heard(Instant::now(), self.incoming.key);
+            shared.wake.notify_one();
+        }
+    }
+
+    /// Takes the stream.
+    #[must_use]
+    pub fn accept(mut self) -> Option<TunnelStream> {
+        let shared = self.shared.take()?;
+        shared.engine().session.accept(Instant::now(), self.incoming.key);
+        shared.wake.notify_one();
+        Some(TunnelStream::new(shared, self.incoming.key))
+    }
+
+    /// Refuses the stream.
+    pub fn reject(mut self, error: &Error) {
+        self.refuse(error);
+    }
+
+    fn refuse(&mut self, error: &Error) {
+        if let Some(shared) = self.shared.take() {
+            shared.engine().session.reject(Instant::now(), self.incoming.key, error);
+            shared.wake.notify_one();
+        }
+    }
+}
+
+impl Drop for Offer {
+    fn drop(&mut self) {
+        self.refuse(&Error::new(ErrorKind::Overloaded, "the exit is ending or has no room for the stream"));
+    }
+}
+
+/// The exit's ear: the streams that peers ask for come out of it.
+pub struct Acceptor {
+    offers: mpsc::UnboundedReceiver<Offer>,
+    up: watch::Receiver<usize>,
+    end: CancellationToken,
+    drivers: TaskTracker,
+    _end: DropGuard,
+}
+
+impl fmt::Debug for Acceptor {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Acceptor").finish_non_exhaustive()
+    }
+}
+
+impl Acceptor {
+    /// Listens for the key on relays. Everything ends when the acceptor is dropped.
+    #[must_use]
+    pub fn start(keys: Keys, relays: &[RelayUrl], limits: Arc<Limits>) -> Self {
+        let links = Links::new(Arc::clone(&limits));
+        let links: Vec<Arc<Link>> = relays.iter().map(|url| links.get(url)).collect();
+        let (arrivals_tx, arrivals) = mpsc::channel(ARRIVALS_MAX);
+        let (notices_tx, notices) = mpsc::unbounded_channel();
+        let wanted = Wanted { recipient: keys.public_key().to_hex(), author: None };
+        let attachments = links
+            .iter()
+            .map(|link| {
+                let subscription = Subscription { wanted: wanted.clone(), arrivals: arrivals_tx.clone() };
+                (link.id(), link.attach(keys.clone(), notices_tx.clone(), Some(subscription)))
+            })
+            .collect();
+        let (offers_tx, offers) = mpsc::unbounded_channel();
+        let (up_tx, up) = watch::channel(0);
+        let end = CancellationToken::new();
+        let replays = Arc::new(ReplayGuard::new(limits.message_age, unix_now()));
+        let drivers = TaskTracker::new();
+        let dispatcher = Dispatcher {
+            keys,
+            links,
+            attachments,
+            limits,
+            sessions: HashMap::new(),
+            door: Door { offers: offers_tx, replays },
+            strangers: (Instant::now(), 0),
+            up: up_tx,
+            end: end.clone(),
+            drivers: drivers.clone(),
+        };
+        tokio::spawn(end.clone().run_until_cancelled_owned(dispatcher.run(arrivals, notices)));
+        Self { offers, up, drivers, end: end.clone(), _end: end.drop_guard() }
+    }
+
+    /// Waits until at least one relay is connected and subscribed to.
+    pub async fn ready(&mut self) {
+        // The dispatcher lives as long as the acceptor, so there is no error to see.
+        let _ = self.up.wait_for(|up| *up > 0).await;
+    }
+
+    /// Ends all sessions: streams still open are reset, and the peers are told as far as the relays take it.
+    pub async fn close(self) {
+        self.end.cancel();
+        self.drivers.close();
+        self.drivers.wait().await;
+    }
+
+    /// The next stream that somebody asks for.
+    pub async fn accept(&mut self) -> Option<Offer> {
+        self.offers.recv().await
+    }
+}
+
+/// A peer's session, as the dispatcher sees it.
+struct Peer {
+    shared: Arc<Shared>,
+    arrivals: mpsc::Sender<Arrival>,
+}
+
+/// Hands each event to the session of its author.
+struct Dispatcher {
+    keys: Keys,
+    links: Vec<Arc<Link>>,
+    /// What holds the subscriptions; sessions attach beside it to publish.
+    attachments: HashMap<u32, Attachment>,
+    limits: Arc<Limits>,
+    sessions: HashMap<PublicKey, Peer>,
+    door: Door,
+    strangers: (Instant, u32),
+    up: watch::Sender<usize>,
+    end: CancellationToken,
+    drivers: TaskTracker,
+}
+
+impl Dispatcher {
+    async fn run(mut self, mut arrivals: mpsc::Receiver<Arrival>, mut notices: mpsc::UnboundedReceiver<Notice>) {
+        let mut connected = std::collections::HashSet::new();
+        loop {
+            tokio::select! {
+                Some(notice) = notices.recv() => {
+                    match notice {
+                        Notice::Up(path, _) => { connected.insert(path); }
+                        Notice::Down(path, _) => { connected.remove(&path); }
+                        _ => {}
+                    }
+                    self.up.send_replace(connected.len());
+                }
+                Some(arrival) = arrivals.recv() => self.dispatch(arrival).await,
+            }
+        }
+    }
+
+    async fn dispatch(&mut self, arrival: Arrival) {
+        let author = arrival.event.author;
+        if let Some(peer) = self.sessions.get(&author) {
+            // The channel closes when the session ends, so a failure means to start over.
+            match peer.arrivals.send(arrival).await {
+                Ok(()) => return,
+                Err(mpsc::error::SendError(arrival)) => {
+                    self.sessions.remove(&author);
+                    self.meet(arrival);
+                }
+            }
+        } else {
+            self.meet(arrival);
+        }
+    }
+
+    /// An event from a key without a session: an opening starts one.
+    fn meet(&mut self, arrival: Arrival) {
+        let Arrival { path, event } = arrival;
+        // The signature first: it costs less than the key derivation that an unsigned event must not get for free.
+        let conversation = match event.verify().and_then(|()| Conversation::new(self.keys.clone(), event.author)) {
+            Ok(conversation) => conversation,
+            Err(error) => return tracing::debug!(%error, "an event of a stranger is dropped"),
+        };
+        let messages = match conversation.open(&event) {
+            Ok(messages) => messages,
+            Err(error) => return tracing::debug!(%error, "an event of a stranger is dropped"),
+        };
+        if !messages.iter().any(|message| message.kind == Type::Connect && message.nws.is_some()) {
+            return self.answer_stranger(path, &conversation, &messages);
+        }
+        self.make_room();
+        if self.sessions.len() >= self.limits.exit_sessions {
+            tracing::warn!(sessions = self.sessions.len(), "as many sessions as limits.exit_sessions allows");
+            let error = Error::new(ErrorKind::Overloaded, "the exit serves as many clients as it can");
+            let resets: Vec<Message> = messages.iter().map(|message| reset(message.key, &error)).collect();
+            return self.say(path, &conversation, &resets);
+        }
+        let shared = Arc::new(Shared::new(Side::Exit, Settings::from(&*self.limits)));
+        let messages = admit(&self.door.replays, &shared, &event, messages);
+        if messages.is_empty() {
+            return;
+        }
+        self.start(path, conversation, shared, messages);
+    }
+
+    fn start(&mut self, path: u32, conversation: Conversation, shared: Arc<Shared>, messages: Vec<Message>) {
+        let peer = conversation.peer();
+        let (arrivals_tx, arrivals) = mpsc::channel(ARRIVALS_MAX);
+        let (notices_tx, notices) = mpsc::unbounded_channel();
+        let attachments =
+            self.links.iter().map(|link| (link.id(), link.attach(self.keys.clone(), notices_tx.clone(), None)));
+        {
+            let mut engine = shared.engine();
+            engine.session.handle(Instant::now(), path, messages);
+        }
+        let driver = Driver {
+            shared: Arc::clone(&shared),
+            conversation: Arc::new(conversation),
+            arrivals,
+            notices,
+            attachments: attachments.collect(),
+            door: Some(self.door.clone()),
+            session_idle: self.limits.session_idle,
+            openings: HashMap::new(),
+            sent: Sent::default(),
+        };
+        tracing::debug!(sessions = self.sessions.len() + 1, "a new client");
+        self.drivers.spawn(driver.run(self.end.clone()));
+        self.sessions.insert(peer, Peer { shared, arrivals: arrivals_tx });
+    }
+
+    /// Forgets sessions that have ended; when that is not enough, ends those that are idle.
+    fn make_room(&mut self) {
+        if self.sessions.len() < self.limits.exit_sessions / 2 {
+            return;
+        }
+        self.sessions.retain(|_, peer| peer.shared.engine().check().is_ok());
+        if self.sessions.len() >= self.limits.exit_sessions {
+            self.sessions.retain(|_, peer| {
+                let idle = peer.shared.engine().close_if_idle();
+                if idle {
+                    peer.shared.wake.notify_one();
+                }
+                !idle
+            });
+        }
+    }
+
+    /// Tells a peer of before a restart that its streams are gone, so that it need not wait for a timeout.
+    fn answer_stranger(&mut self, path: u32, conversation: &Conversation, messages: &[Message]) {
+        let asks = |message: &&Message| message.ack.is_some() && (message.off.is_some() || message.probe);
+        let error =
+            Error::new(ErrorKind::UnknownStream, "the stream is not known here; the exit was restarted, perhaps");
+        let resets: Vec<Message> = messages.iter().filter(asks).map(|message| reset(message.key, &error)).collect();
+        if resets.is_empty() {
+            return;
+        }
+        let (since, count) = &mut self.strangers;
+        if since.elapsed().as_secs() >= 1 {
+            (*since, *count) = (Instant::now(), 0);
+        }
+        *count += 1;
+        if *count <= STRANGERS_PER_SECOND {
+            self.say(path, conversation, &resets);
+        }
+    }
+
+    /// Says something outside of any session, if the relay has room for it.
+    fn say(&self, path: u32, conversation: &Conversation, messages: &[Message]) {
+        let sealed: Result<SealedEvent, _> = conversation.seal(messages, unix_now());
+        if let (Ok(event), Some(attachment)) = (sealed, self.attachments.get(&path)) {
+            // The peer asks again if it was not heard.
+            let _ = attachment.try_publish(event);
+        }
+    }
+}
+
+fn reset(key: Uuid, error: &Error) -> Message {
+    Message {
+        code: Some(error.kind().code().to_owned()),
+        reason: Some(error.reason().to_owned()),
+        ..Message::new(key, Type::Reset)
+    }
+}

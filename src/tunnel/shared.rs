@@ -1,0 +1,136 @@
+//! What the streams of a session and its driver share: the engine under a lock, and whom to wake.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::Waker;
+use std::time::Instant;
+
+use tokio::sync::Notify;
+use uuid::Uuid;
+
+use crate::error::{Error, ErrorKind};
+use crate::stream::{Event, Incoming, Session, Settings, Side};
+
+/// Those who wait for one stream.
+#[derive(Debug, Default)]
+struct Waiting {
+    reader: Option<Waker>,
+    writer: Option<Waker>,
+}
+
+/// The engine and its audience.
+#[derive(Debug)]
+pub(super) struct Engine {
+    pub(super) session: Session,
+    waiting: HashMap<Uuid, Waiting>,
+    /// Streams that the peer opens and nobody has taken up.
+    pub(super) incoming: Vec<Incoming>,
+    /// Why the driver is gone; no stream works after that.
+    closed: Option<Error>,
+    /// When the last stream ended.
+    idle_since: Option<Instant>,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Shared {
+    engine: Mutex<Engine>,
+    /// Rings when there may be something to send or a clock to set.
+    pub(super) wake: Notify,
+}
+
+impl Shared {
+    pub(super) fn new(side: Side, settings: Settings) -> Self {
+        let engine = Engine {
+            session: Session::new(side, settings),
+            waiting: HashMap::new(),
+            incoming: Vec::new(),
+            closed: None,
+            idle_since: Some(Instant::now()),
+        };
+        Self { engine: Mutex::new(engine), wake: Notify::new() }
+    }
+
+    pub(super) fn engine(&self) -> MutexGuard<'_, Engine> {
+        // The engine keeps its promises at every step; a panic in one task must not take all streams with it.
+        self.engine.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends the session for all its streams.
+    pub(super) fn close(&self, error: Error) {
+        let wakers = {
+            let mut engine = self.engine();
+            engine.closed.get_or_insert(error);
+            engine
+                .waiting
+                .drain()
+                .flat_map(|(_, waiting)| [waiting.reader, waiting.writer])
+                .flatten()
+                .collect::<Vec<_>>()
+        };
+        wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+impl Engine {
+    /// Whether the session still works.
+    pub(super) fn check(&self) -> Result<(), Error> {
+        self.closed.clone().map_or(Ok(()), Err)
+    }
+
+    pub(super) fn wait_to_read(&mut self, key: Uuid, waker: &Waker) {
+        set(&mut self.waiting.entry(key).or_default().reader, waker);
+    }
+
+    pub(super) fn wait_to_write(&mut self, key: Uuid, waker: &Waker) {
+        set(&mut self.waiting.entry(key).or_default().writer, waker);
+    }
+
+    /// Nobody waits for this stream any more.
+    pub(super) fn forget(&mut self, key: Uuid) {
+        self.waiting.remove(&key);
+    }
+
+    /// Takes the engine's events: those to wake are returned, to be woken when the lock is free again.
+    pub(super) fn take_events(&mut self) -> Vec<Waker> {
+        let mut wakers = Vec::new();
+        while let Some(event) = self.session.poll_event() {
+            match event {
+                Event::Incoming(incoming) => self.incoming.push(incoming),
+                Event::Readable(key) => {
+                    wakers.extend(self.waiting.get_mut(&key).and_then(|waiting| waiting.reader.take()));
+                }
+                Event::Writable(key) => {
+                    wakers.extend(self.waiting.get_mut(&key).and_then(|waiting| waiting.writer.take()));
+                }
+            }
+        }
+        wakers
+    }
+
+    /// Since when there has been no stream.
+    pub(super) fn idle_since(&mut self, now: Instant) -> Option<Instant> {
+        if self.session.stream_count() == 0 {
+            Some(*self.idle_since.get_or_insert(now))
+        } else {
+            self.idle_since = None;
+            None
+        }
+    }
+
+    /// Ends the session if nobody uses it; nobody can open a stream in it afterwards.
+    pub(super) fn close_if_idle(&mut self) -> bool {
+        if self.session.stream_count() > 0 {
+            return false;
+        }
+        self.closed.get_or_insert(Error::new(ErrorKind::Internal, "the session was idle and is closed"));
+        true
+    }
+}
+
+fn set(slot: &mut Option<Waker>, waker: &Waker) {
+    match slot {
+        Some(old) => old.clone_from(waker),
+        None => *slot = Some(waker.clone()),
+    }
+}
