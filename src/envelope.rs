@@ -4,8 +4,13 @@
 //! The event's JSON is written and hashed here directly, once: the general builder makes a tree of it and hashes it
 //! twice, which costs more than the encryption (`docs/performance.md`).
 
+mod incoming;
+mod size;
+
 use std::fmt;
-use std::sync::Arc;
+
+pub use incoming::IncomingEvent;
+pub use size::{EventLimits, PLAINTEXT_MAX, content_len, frame_len, padded_len};
 
 use bytes::Bytes;
 use data_encoding::{BASE64, HEXLOWER};
@@ -13,24 +18,15 @@ use nostr::hashes::{Hash, HashEngine, sha256};
 use nostr::nips::nip44::v2::{self, ConversationKey};
 use nostr::nips::{nip04, nip44};
 use nostr::secp256k1::Message as Digest;
-use nostr::secp256k1::schnorr::Signature;
-use nostr::{EventId, Keys, PublicKey, SECP256K1};
-use serde::Deserialize;
+use nostr::secp256k1::rand::rngs::OsRng;
+use nostr::secp256k1::rand::{self, RngCore};
+use nostr::{EventId, Keys, PublicKey};
 
+use self::size::FRAME_OVERHEAD;
 use crate::message::{self, Message, MessageError};
 
 /// Kind of a TCP message: ephemeral, so that relays pass it on without keeping it.
 pub const KIND_MESSAGE: u16 = 28333;
-
-/// Longest plaintext of an event: NIP-44 allows 65,535 bytes, but the last two lengths crash the deployed exit.
-pub const PLAINTEXT_MAX: usize = 65_533;
-
-/// Length of `["EVENT",{"id":"","pubkey":"","created_at":,"kind":28333,"tags":[["p",""]],"content":"","sig":""}]`
-/// with its hexadecimal and time members filled in.
-const FRAME_OVERHEAD: usize = 98 + 64 + 64 + 10 + 64 + 128;
-
-/// Version, nonce, length prefix and MAC that NIP-44 puts around the padded plaintext.
-const NIP44_OVERHEAD: usize = 1 + 32 + 2 + 32;
 
 /// Why an event is not a message for us.
 #[derive(Debug, thiserror::Error)]
@@ -42,6 +38,9 @@ pub enum EnvelopeError {
     /// A key, id or signature is not of its form.
     #[error("the event's {0} is malformed")]
     Malformed(&'static str),
+    /// Signed by another key than the conversation's peer.
+    #[error("the event is by {0}, who is not the peer of this conversation")]
+    WrongAuthor(PublicKey),
     /// The id is not the hash of the event.
     #[error("the event's id is not its hash")]
     BadId,
@@ -66,6 +65,7 @@ pub struct Conversation {
     peer: PublicKey,
     peer_hex: String,
     key: ConversationKey,
+    mark: Mark,
 }
 
 impl fmt::Debug for Conversation {
@@ -91,7 +91,8 @@ impl Conversation {
     pub fn new(own: Keys, peer: PublicKey) -> Result<Self, EnvelopeError> {
         let key =
             ConversationKey::derive(own.secret_key(), &peer).map_err(|_| EnvelopeError::Malformed("public key"))?;
-        Ok(Self { own_hex: own.public_key().to_hex(), peer_hex: peer.to_hex(), own, peer, key })
+        let mark = Mark(own.public_key() > peer);
+        Ok(Self { own_hex: own.public_key().to_hex(), peer_hex: peer.to_hex(), own, peer, key, mark })
     }
 
     /// The key that we speak as.
@@ -112,7 +113,7 @@ impl Conversation {
     /// When the plaintext is longer than NIP-44 allows.
     pub fn seal(&self, messages: &[Message], created_at: u64) -> Result<SealedEvent, EnvelopeError> {
         let plaintext = message::encode(messages);
-        let payload = v2::encrypt_to_bytes(&self.key, plaintext.as_bytes())
+        let payload = v2::encrypt_to_bytes_with_rng(&mut MarkedRng(self.mark), &self.key, plaintext.as_bytes())
             .map_err(|error| EnvelopeError::Encrypt(error.to_string()))?;
         let mut frame = Vec::with_capacity(FRAME_OVERHEAD + BASE64.encode_len(payload.len()));
         let mut content = String::with_capacity(BASE64.encode_len(payload.len()));
@@ -145,25 +146,86 @@ impl Conversation {
 
     /// Decrypts an event of the peer's into its messages.
     ///
-    /// NIP-44 content is bound to the two keys by its MAC; NIP-04 has none, so such an event is verified here.
+    /// NIP-44's MAC proves that one of the two keys made the content, not which: a relay could send us our own content
+    /// back under the peer's name. So the signature is checked where the nonce carries our own mark (ours always
+    /// does, a peer's of this program never, another program's half the time), and with NIP-04, which has no MAC.
     ///
     /// # Errors
     /// When it was altered, is not from the peer or not for us, or holds no message.
     pub fn open(&self, event: &IncomingEvent) -> Result<Vec<Message>, EnvelopeError> {
+        if event.author != self.peer {
+            return Err(EnvelopeError::WrongAuthor(event.author));
+        }
         let plaintext = if event.content().contains("?iv=") {
             event.verify()?;
             nip04::decrypt_to_bytes(self.own.secret_key(), &self.peer, event.content())
                 .map_err(|error| EnvelopeError::Decrypt(error.to_string()))?
         } else {
-            let payload =
-                BASE64.decode(event.content().as_bytes()).map_err(|error| EnvelopeError::Decrypt(error.to_string()))?;
-            match payload.first() {
-                Some(2) => v2::decrypt_to_bytes(&self.key, &payload),
-                version => Err(nip44::Error::UnknownVersion(version.copied().unwrap_or(0))),
+            let payload = decode_payload(event.content())?;
+            let plaintext = decrypt_payload(&self.key, &payload)?;
+            if Mark::of(&payload) == Some(self.mark) {
+                event.verify()?;
             }
-            .map_err(|error| EnvelopeError::Decrypt(error.to_string()))?
+            plaintext
         };
         Ok(message::decode(&plaintext)?)
+    }
+}
+
+/// Decrypts a NIP-44 v2 content, whichever of the two keys made it.
+///
+/// # Errors
+/// When it is not base64, of another version, or its MAC or padding is wrong.
+pub fn decrypt(key: &ConversationKey, content: &str) -> Result<Vec<u8>, EnvelopeError> {
+    decrypt_payload(key, &decode_payload(content)?)
+}
+
+fn decode_payload(content: &str) -> Result<Vec<u8>, EnvelopeError> {
+    BASE64.decode(content.as_bytes()).map_err(|error| EnvelopeError::Decrypt(error.to_string()))
+}
+
+fn decrypt_payload(key: &ConversationKey, payload: &[u8]) -> Result<Vec<u8>, EnvelopeError> {
+    match payload.first() {
+        Some(2) => v2::decrypt_to_bytes(key, payload),
+        version => Err(nip44::Error::UnknownVersion(version.copied().unwrap_or(0))),
+    }
+    .map_err(|error| EnvelopeError::Decrypt(error.to_string()))
+}
+
+/// Which of the two keys made a content: the top bit of NIP-44's nonce, set by the larger key. The other 255 bits stay
+/// random, so no nonce comes twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Mark(bool);
+
+impl Mark {
+    /// The mark on a payload: the nonce follows the version byte.
+    fn of(payload: &[u8]) -> Option<Self> {
+        payload.get(1).map(|byte| Self(byte & 0x80 != 0))
+    }
+}
+
+/// The system's random numbers, with the mark on the nonce, which is the only thing that NIP-44 draws.
+struct MarkedRng(Mark);
+
+impl RngCore for MarkedRng {
+    fn next_u32(&mut self) -> u32 {
+        OsRng.next_u32()
+    }
+
+    fn next_u64(&mut self) -> u64 {
+        OsRng.next_u64()
+    }
+
+    fn fill_bytes(&mut self, nonce: &mut [u8]) {
+        OsRng.fill_bytes(nonce);
+        if let Some(first) = nonce.first_mut() {
+            *first = *first & 0x7f | u8::from(self.0.0) << 7;
+        }
+    }
+
+    fn try_fill_bytes(&mut self, nonce: &mut [u8]) -> Result<(), rand::Error> {
+        self.fill_bytes(nonce);
+        Ok(())
     }
 }
 
@@ -171,132 +233,4 @@ fn encode_hex<'a>(bytes: &[u8], buffer: &'a mut [u8; 128]) -> &'a [u8] {
     let hex = &mut buffer[..bytes.len() * 2];
     HEXLOWER.encode_mut(bytes, hex);
     hex
-}
-
-/// An event as a relay delivered it, not yet verified.
-#[derive(Debug, Clone)]
-pub struct IncomingEvent {
-    /// The id that it claims.
-    pub id: [u8; 32],
-    /// The author that it claims.
-    pub author: PublicKey,
-    /// Seconds since 1970.
-    pub created_at: u64,
-    /// Its kind.
-    pub kind: u16,
-    tags: Vec<Vec<String>>,
-    content: Arc<str>,
-    signature: String,
-}
-
-#[derive(Deserialize)]
-struct WireEvent {
-    id: String,
-    pubkey: String,
-    created_at: u64,
-    kind: u16,
-    tags: Vec<Vec<String>>,
-    content: String,
-    sig: String,
-}
-
-impl IncomingEvent {
-    /// Reads an event's JSON.
-    ///
-    /// # Errors
-    /// When it is not JSON of an event, or its id or key is not hexadecimal of the right length.
-    pub fn parse(json: &str) -> Result<Self, EnvelopeError> {
-        let wire: WireEvent = serde_json::from_str(json)?;
-        let id = HEXLOWER.decode(wire.id.as_bytes()).ok().and_then(|id| id.try_into().ok());
-        let author = HEXLOWER.decode(wire.pubkey.as_bytes()).ok().and_then(|key| key.try_into().ok());
-        Ok(Self {
-            id: id.ok_or(EnvelopeError::Malformed("id"))?,
-            author: PublicKey::from_byte_array(author.ok_or(EnvelopeError::Malformed("pubkey"))?),
-            created_at: wire.created_at,
-            kind: wire.kind,
-            tags: wire.tags,
-            content: wire.content.into(),
-            signature: wire.sig,
-        })
-    }
-
-    /// The encrypted content.
-    #[must_use]
-    pub fn content(&self) -> &str {
-        &self.content
-    }
-
-    /// Whom it is addressed to: the first `p` tag.
-    #[must_use]
-    pub fn recipient(&self) -> Option<&str> {
-        self.tags
-            .iter()
-            .find(|tag| tag.first().is_some_and(|name| name == "p"))
-            .and_then(|tag| tag.get(1))
-            .map(|s| &**s)
-    }
-
-    /// Checks that the id is the event's hash and the signature its author's (77 µs for 40 KiB).
-    ///
-    /// # Errors
-    /// When either is not.
-    pub fn verify(&self) -> Result<(), EnvelopeError> {
-        let canonical =
-            serde_json::to_string(&(0, self.author.to_hex(), self.created_at, self.kind, &self.tags, &*self.content))?;
-        if sha256::Hash::hash(canonical.as_bytes()).to_byte_array() != self.id {
-            return Err(EnvelopeError::BadId);
-        }
-        let signature = HEXLOWER.decode(self.signature.as_bytes()).map_err(|_| EnvelopeError::Malformed("sig"))?;
-        let signature = Signature::from_slice(&signature).map_err(|_| EnvelopeError::Malformed("sig"))?;
-        let author = self.author.xonly().map_err(|_| EnvelopeError::Malformed("pubkey"))?;
-        SECP256K1
-            .verify_schnorr(&signature, &Digest::from_digest(self.id), &author)
-            .map_err(|_| EnvelopeError::BadSignature)
-    }
-}
-
-/// NIP-44's padded length of a plaintext.
-#[must_use]
-pub const fn padded_len(len: usize) -> usize {
-    if len <= 32 {
-        return 32;
-    }
-    let next_power = 1 << ((len - 1).ilog2() + 1);
-    let chunk = if next_power <= 256 { 32 } else { next_power / 8 };
-    chunk * ((len - 1) / chunk + 1)
-}
-
-/// Characters of the content that a plaintext of this length becomes.
-#[must_use]
-pub const fn content_len(plaintext: usize) -> usize {
-    (NIP44_OVERHEAD + padded_len(plaintext)).div_ceil(3) * 4
-}
-
-/// Bytes of the whole frame that a plaintext of this length becomes.
-#[must_use]
-pub const fn frame_len(plaintext: usize) -> usize {
-    FRAME_OVERHEAD + content_len(plaintext)
-}
-
-/// What a relay takes at most (NIP-11 `limitation`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct EventLimits {
-    /// Bytes of a websocket message.
-    pub message: usize,
-    /// Characters of an event's content.
-    pub content: usize,
-}
-
-impl EventLimits {
-    /// The longest plaintext whose event a relay with these limits takes; `None` where not even the shortest fits.
-    #[must_use]
-    pub fn plaintext_max(self) -> Option<usize> {
-        let fits = |len: usize| frame_len(len) <= self.message && content_len(len) <= self.content;
-        let (mut low, mut high) = (0, PLAINTEXT_MAX);
-        while low < high {
-            let middle = (low + high).div_ceil(2);
-            if fits(middle) { low = middle } else { high = middle - 1 }
-        }
-        (low > 0).then_some(low)
-    }
 }

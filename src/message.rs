@@ -127,7 +127,7 @@ struct Wire<'a> {
     #[serde(rename = "type", borrow)]
     kind: Cow<'a, str>,
     #[serde(borrow, default)]
-    data: Option<Cow<'a, str>>,
+    data: Option<Text<'a>>,
     #[serde(default)]
     destination: Option<String>,
     #[serde(default, rename = "entryPublicAddress")]
@@ -154,6 +154,10 @@ struct Wire<'a> {
     auth: Option<&'a RawValue>,
 }
 
+/// A string that borrows from the JSON: serde would copy the text of a bare `Option<Cow<str>>`.
+#[derive(Deserialize)]
+struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
+
 impl TryFrom<Wire<'_>> for Message {
     type Error = MessageError;
 
@@ -166,7 +170,7 @@ impl TryFrom<Wire<'_>> for Message {
         Ok(Self {
             key: wire.key,
             kind: wire.kind.into(),
-            data: wire.data.map_or_else(Bytes::new, decode_data),
+            data: wire.data.map_or_else(Bytes::new, |text| decode_data(text.0)),
             destination: wire.destination.filter(|text| !text.is_empty()),
             entry_public_address: wire.entry_public_address.filter(|text| !text.is_empty()),
             nws: wire.nws,
@@ -176,8 +180,8 @@ impl TryFrom<Wire<'_>> for Message {
             sack,
             max: wire.max,
             probe: wire.probe.unwrap_or(false),
-            code: wire.code,
-            reason: wire.reason,
+            code: wire.code.filter(|text| !text.is_empty()),
+            reason: wire.reason.filter(|text| !text.is_empty()),
             auth: wire.auth.map(|raw| raw.get().to_owned()),
         })
     }
@@ -254,7 +258,13 @@ impl Message {
     /// Whether any member says that the sender speaks reliable streams.
     #[must_use]
     pub const fn speaks_streams(&self) -> bool {
-        self.nws.is_some() || self.off.is_some() || self.ack.is_some() || self.max.is_some() || self.probe
+        self.nws.is_some()
+            || self.off.is_some()
+            || self.ack.is_some()
+            || self.max.is_some()
+            || self.code.is_some()
+            || self.fin
+            || self.probe
     }
 
     /// The length in bytes of this message as JSON.
@@ -291,7 +301,7 @@ impl Message {
         number_member(out, ",\"ack\":", self.ack);
         if !self.sack.is_empty() {
             out.text(",\"sack\":[");
-            for (index, &(from, to)) in self.sack.iter().enumerate() {
+            for (index, &(from, to)) in self.sack.iter().take(SACK_RANGES).enumerate() {
                 out.text(if index == 0 { "[" } else { ",[" });
                 out.number(from);
                 out.text(",");
@@ -315,7 +325,7 @@ impl Message {
 }
 
 fn string_member(out: &mut impl Sink, name: &str, value: Option<&str>) {
-    if let Some(value) = value {
+    if let Some(value) = value.filter(|text| !text.is_empty()) {
         out.text(name);
         out.quoted(value);
     }
@@ -336,8 +346,13 @@ trait Sink {
 
     /// A JSON string with its escapes.
     fn quoted(&mut self, text: &str) {
-        let escaped = serde_json::Value::from(text).to_string();
-        self.text(&escaped);
+        if text.bytes().all(|byte| byte >= b' ' && byte != b'"' && byte != b'\\') {
+            self.text("\"");
+            self.text(text);
+            self.text("\"");
+        } else {
+            self.text(&serde_json::Value::from(text).to_string());
+        }
     }
 }
 
