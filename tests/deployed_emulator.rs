@@ -172,7 +172,8 @@ async fn without_chance_large_transfers_are_right_in_both_directions() {
     let relay = TestRelay::start();
     let backend = backends::echo().await;
     let exit = exit_on(&relay, backend.addr, Options::exit().in_order()).await;
-    let entry = entry_to(&exit, Options::entry().in_order()).await;
+    let options = Options { lifetime: support::PATIENCE, ..Options::entry().in_order() };
+    let entry = entry_to(&exit, options).await;
     let stream = entry.connect().await.unwrap();
     exit.until("the exit has dialled", |counts| counts.dialled == 1).await;
     let sent = pattern(1, 1_000_000);
@@ -189,7 +190,12 @@ async fn with_chance_chunks_of_a_large_download_swap() {
     let relay = TestRelay::start();
     let backend = backends::echo().await;
     let exit = exit_on(&relay, backend.addr, Options::exit().in_order()).await;
-    let jitter = Options { swap_chance: 0.5, swap_delay: Duration::from_millis(60), ..Options::entry().in_order() };
+    let jitter = Options {
+        swap_chance: 0.5,
+        swap_delay: Duration::from_millis(60),
+        lifetime: support::PATIENCE,
+        ..Options::entry().in_order()
+    };
     let entry = entry_to(&exit, jitter).await;
     let stream = entry.connect().await.unwrap();
     exit.until("the exit has dialled", |counts| counts.dialled == 1).await;
