@@ -1,11 +1,12 @@
-//! What the integration tests share: a plain Nostr client, a misbehaving middleman before a relay, TCP backends,
-//! deterministic bytes, and bounded waits. No test logic lives here.
+//! What the integration tests share: a plain Nostr client, a misbehaving middleman before a relay, the peers of the
+//! deployed dialect, TCP backends, deterministic bytes, and bounded waits. No test logic lives here.
 
 #![allow(dead_code, unreachable_pub, reason = "every test crate compiles all of this and uses a part of it")]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is the failure report")]
 
 pub mod backends;
 pub mod client;
+pub mod deployed;
 pub mod faults;
 pub mod shaper;
 
