@@ -55,7 +55,12 @@ impl LogFilter {
     #[must_use]
     pub fn to_env_filter(&self) -> EnvFilter {
         // It parsed when it was made; were that ever untrue, the default is better than no log.
-        EnvFilter::try_new(&self.0).unwrap_or_else(|_| EnvFilter::new("info"))
+        let filter = EnvFilter::try_new(&self.0).unwrap_or_else(|_| EnvFilter::new("info"));
+        // The relay library calls every client that vanishes an error; who wants to hear of it names the library.
+        match "nostr_relay_builder=off".parse() {
+            Ok(quiet) if !self.0.contains("nostr_relay_builder") => filter.add_directive(quiet),
+            _ => filter,
+        }
     }
 }
 
