@@ -83,6 +83,7 @@ pub(super) async fn run(
         match nip11.await {
             Ok(Ok(limits)) => {
                 let mut state = shared.state();
+                state.last_limits = Some(limits);
                 if state.up.replace(limits) != Some(limits) {
                     shared.tell_all(&state, &Notice::Limits(shared.id, limits));
                 }
@@ -127,7 +128,8 @@ async fn write(
     let shared = talk.shared;
     let subscribed: Vec<String> = {
         let mut state = shared.state();
-        let limits = *state.up.insert(default);
+        let known = state.last_limits.unwrap_or(default);
+        let limits = *state.up.insert(known);
         shared.tell_all(&state, &Notice::Up(shared.id, limits));
         state.attached.iter().filter_map(|(&number, attached)| req(number, attached)).collect()
     };

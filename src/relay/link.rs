@@ -86,6 +86,8 @@ pub(super) enum Control {
 #[derive(Default)]
 pub(super) struct State {
     pub(super) up: Option<EventLimits>,
+    /// What was known of the limits when it was last connected.
+    pub(super) last_limits: Option<EventLimits>,
     why_down: Option<String>,
     pub(super) attached: HashMap<u64, Arc<Attached>>,
 }

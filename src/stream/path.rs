@@ -21,6 +21,9 @@ const PROBES_BEFORE_DOUBT: u32 = 3;
 #[derive(Debug)]
 pub(super) struct Sent {
     pub(super) at: Instant,
+    /// Length of its plaintext.
+    pub(super) plaintext: usize,
+    /// Length of the whole event, which is what the windows count.
     pub(super) bytes: u64,
     /// The chunks in it, by stream and first offset.
     pub(super) chunks: Vec<(Uuid, u64)>,
@@ -115,11 +118,11 @@ impl Path {
     }
 
     /// Notes an event with chunks as sent.
-    pub(super) fn note_sent(&mut self, now: Instant, bytes: u64, chunks: Vec<(Uuid, u64)>) {
+    pub(super) fn note_sent(&mut self, now: Instant, plaintext: usize, bytes: u64, chunks: Vec<(Uuid, u64)>) {
         self.in_flight += bytes;
         let window_full = self.in_flight * 2 >= self.congestion.window();
         let missing = chunks.len();
-        self.sent.insert(self.next_packet, Sent { at: now, bytes, chunks, missing, window_full });
+        self.sent.insert(self.next_packet, Sent { at: now, plaintext, bytes, chunks, missing, window_full });
         self.next_packet += 1;
         self.active = Some(now);
     }

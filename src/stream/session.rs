@@ -109,6 +109,8 @@ pub struct Session {
     strangers: (Option<Instant>, u32),
 }
 
+/// No relay teaches a smaller limit than this: an acknowledgement and some data must fit.
+const PLAINTEXT_MIN: usize = 1024;
 /// How long a relay is left alone that asks for less, or where nobody listens at the moment.
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long a relay stays out of use that refuses, or where the peer is silent.
@@ -208,8 +210,10 @@ impl Session {
                 self.resend(id, sent);
             }
             Refusal::TooLarge => {
-                path.plaintext_max = (path.plaintext_max / 2).max(1024);
                 let sent = path.take(packet).map(|sent| (packet, sent));
+                // Half of what was refused: several that are under way together teach one lesson, not many.
+                let refused = sent.as_ref().map_or(path.plaintext_max, |(_, sent)| sent.plaintext);
+                path.plaintext_max = path.plaintext_max.min((refused / 2).max(PLAINTEXT_MIN));
                 self.resend(id, sent);
             }
             Refusal::Other => {}

@@ -12,8 +12,10 @@ use super::{EARLY_MAX, PathId, Phase, Session, Transmit};
 
 /// A chunk smaller than this is not squeezed into the rest of an event while more of its stream waits.
 const CHUNK_MIN: usize = 1024;
-/// Room that the members beside `data` take at most in a data message: numbers, and 32 `sack` ranges.
-const ACK_ROOM: usize = 1700;
+/// Room that the members beside `data` take at most in a data message: numbers of 20 digits, and its `sack` ranges.
+const ACK_ROOM: usize = 110 + SACK_ON_DATA * 44;
+/// Most `sack` ranges in a data message: a pure acknowledgement carries more, and costs no room for data.
+const SACK_ON_DATA: usize = 8;
 
 impl Session {
     /// The next event to publish, if anything is due and some path takes it; `has_room` tells whether the queue of a
@@ -155,7 +157,7 @@ impl Session {
             return path.note_control();
         }
         let packet = path.next_packet();
-        path.note_sent(now, frame_len(used) as u64, chunks);
+        path.note_sent(now, used, frame_len(used) as u64, chunks);
         packet
     }
 
@@ -191,6 +193,7 @@ impl Session {
             stream.send.sent(&chunk, id, packet);
             stream.note_data_sent(now);
             stream.fill_ack(&mut message, false);
+            message.sack.truncate(SACK_ON_DATA);
             message.off = Some(chunk.range.start);
             message.data = chunk.data;
             message.fin = chunk.fin;
