@@ -25,6 +25,9 @@ pub struct Limits {
     /// A stream idle for so long is probed, until the stall time is over.
     #[serde(with = "humantime_serde")]
     pub idle_probe_after: Duration,
+    /// A stream with a peer that knows no acknowledgements ends when nothing has passed for so long.
+    #[serde(with = "humantime_serde")]
+    pub old_idle_timeout: Duration,
     /// How long open connections may finish after SIGTERM.
     #[serde(with = "humantime_serde")]
     pub drain_timeout: Duration,
@@ -74,6 +77,7 @@ impl Default for Limits {
             dial_timeout: Duration::from_secs(10),
             stall_timeout: Duration::from_secs(60),
             idle_probe_after: Duration::from_secs(60),
+            old_idle_timeout: Duration::from_secs(120),
             drain_timeout: Duration::from_secs(10),
             window_initial: ByteSize::kib(256),
             window_max: ByteSize::mib(16),

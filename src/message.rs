@@ -81,6 +81,8 @@ pub struct Message {
     pub data: Bytes,
     /// Host and port to connect to, in a `CONNECT`.
     pub destination: Option<String>,
+    /// The port to connect to, where `destination` names a host without one: what the deployed exit takes.
+    pub port: Option<u16>,
     /// Where the exit may connect back to, in a `CONNECTR`.
     pub entry_public_address: Option<String>,
     /// Version of reliable streams offered or accepted.
@@ -130,6 +132,8 @@ struct Wire<'a> {
     data: Option<Text<'a>>,
     #[serde(default)]
     destination: Option<String>,
+    #[serde(default)]
+    port: Option<u16>,
     #[serde(default, rename = "entryPublicAddress")]
     entry_public_address: Option<String>,
     #[serde(default)]
@@ -172,6 +176,7 @@ impl TryFrom<Wire<'_>> for Message {
             kind: wire.kind.into(),
             data: wire.data.map_or_else(Bytes::new, |text| decode_data(text.0)),
             destination: wire.destination.filter(|text| !text.is_empty()),
+            port: wire.port,
             entry_public_address: wire.entry_public_address.filter(|text| !text.is_empty()),
             nws: wire.nws,
             off: wire.off,
@@ -293,6 +298,7 @@ impl Message {
         }
         string_member(out, ",\"destination\":", self.destination.as_deref());
         string_member(out, ",\"entryPublicAddress\":", self.entry_public_address.as_deref());
+        number_member(out, ",\"port\":", self.port.map(u64::from));
         number_member(out, ",\"nws\":", self.nws.map(u64::from));
         number_member(out, ",\"off\":", self.off);
         if self.fin {

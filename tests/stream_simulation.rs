@@ -8,7 +8,7 @@ use nws::ErrorKind;
 use nws::envelope::EventLimits;
 use nws::limits::Limits;
 use nws::message::{Message, decode, encode};
-use nws::stream::{Event, PathId, Refusal, Session, Settings, Side};
+use nws::stream::{Event, PathId, Refusal, Session, Settings, Side, Tongue};
 use proptest::prelude::*;
 use uuid::Uuid;
 
@@ -78,8 +78,8 @@ fn plaintext_max() -> usize {
 impl World {
     fn new(seed: u64, relays: Vec<Weather>) -> Self {
         let now = Instant::now();
-        let end = |side| End {
-            session: Session::new(side, settings()),
+        let end = |side, tongue| End {
+            session: Session::new(side, settings(), tongue),
             outbox: HashMap::new(),
             inbox: HashMap::new(),
             ended: HashMap::new(),
@@ -94,7 +94,7 @@ impl World {
         let mut world = Self {
             start: now,
             now,
-            ends: [end(Side::Proxy), end(Side::Exit)],
+            ends: [end(Side::Proxy, Tongue::Streams), end(Side::Exit, Tongue::Unknown)],
             relays: relays.into_iter().enumerate().map(|(id, weather)| (id as PathId, (weather, true))).collect(),
             wire: BTreeMap::new(),
             serial: 0,
@@ -111,7 +111,7 @@ impl World {
     fn open(&mut self, request: Vec<u8>) -> Uuid {
         let key = Uuid::from_u128(u128::from(self.rng.u64(..)) << 64 | 7);
         let end = &mut self.ends[PROXY];
-        end.session.open(self.now, key, "x.nostr:80".into());
+        end.session.open(self.now, key, "x.nostr".into(), 80);
         end.outbox.insert(key, request);
         end.inbox.insert(key, Vec::new());
         self.run_program(PROXY);
@@ -437,13 +437,13 @@ fn a_peer_that_vanishes_ends_the_stream_after_the_stall_time() {
 fn an_idle_stream_lives_as_long_as_the_peer_answers_and_ends_when_it_is_gone() {
     let mut world = World::new(13, vec![Weather::fair(10)]);
     let key = Uuid::from_u128(5);
-    world.ends[PROXY].session.open(world.now, key, "x.nostr:80".into());
+    world.ends[PROXY].session.open(world.now, key, "x.nostr".into(), 80);
     world.run(Duration::from_secs(3600), |_| false);
     assert!(world.ends[PROXY].session.is_open(key).unwrap(), "an hour of silence with probes answered");
     let sent: u64 = world.ends.iter().map(|end| end.sent_events).sum();
     assert!(sent < 200, "{sent} events in an idle hour");
     // The exit is restarted: it knows nothing of the stream and says so.
-    world.ends[EXIT].session = Session::new(Side::Exit, settings());
+    world.ends[EXIT].session = Session::new(Side::Exit, settings(), Tongue::Unknown);
     world.ends[EXIT].session.path_up(world.now, 0, plaintext_max());
     world.run(Duration::from_secs(70), |_| false);
     assert_eq!(world.ends[PROXY].session.is_open(key).unwrap_err().kind(), ErrorKind::UnknownStream);
@@ -498,7 +498,7 @@ fn a_relay_that_finds_events_too_long_is_sent_shorter_ones() {
         while let Some(transmit) = world.ends[EXIT].session.poll_transmit(world.now, &mut |_| true) {
             let plaintext = encode(&transmit.messages);
             if plaintext.len() > limit {
-                world.ends[EXIT].session.refused(world.now, 0, transmit.packet, Refusal::TooLarge);
+                world.ends[EXIT].session.refused(world.now, 0, Some(transmit.packet), Refusal::TooLarge);
             } else {
                 world.ends[PROXY].session.handle(world.now, 0, decode(plaintext.as_bytes()).unwrap());
             }
@@ -517,7 +517,7 @@ fn garbage_from_the_peer_resets_its_stream_and_nothing_else() {
     let key = Uuid::from_u128(5);
     let other = Uuid::from_u128(6);
     for key in [key, other] {
-        world.ends[PROXY].session.open(world.now, key, "x.nostr:80".into());
+        world.ends[PROXY].session.open(world.now, key, "x.nostr".into(), 80);
     }
     world.run(Duration::from_secs(1), |_| false);
     let message = |text: String| decode(text.as_bytes()).unwrap();

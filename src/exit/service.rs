@@ -16,7 +16,7 @@ use crate::tunnel::socket::Socket;
 use crate::tunnel::{Acceptor, Offer};
 
 /// A client whose stream takes longer to connect is told that it was heard.
-const HEARD_AFTER: Duration = Duration::from_millis(200);
+const HEARD_AFTER: Duration = Duration::from_millis(20);
 
 /// What an exit offers. A target is `host:port`, connected to from this machine.
 #[derive(Debug, Clone, Default)]
@@ -32,8 +32,9 @@ impl Services {
     ///
     /// # Errors
     /// When no service is offered there.
-    pub fn find(&self, destination: Option<&str>) -> Result<&str, Error> {
-        let port = destination.and_then(|text| text.rsplit_once(':')).map(|(_, port)| port.parse::<u16>());
+    pub fn find(&self, destination: Option<&str>, port: Option<u16>) -> Result<&str, Error> {
+        let named = || destination.and_then(|text| text.rsplit_once(':')).map(|(_, port)| port.parse::<u16>());
+        let port = port.map(Ok).or_else(named);
         let target = match port {
             Some(Ok(port)) => self.by_port.get(&port).or(self.default.as_ref()),
             Some(Err(_)) => return Err(Error::new(ErrorKind::Protocol, "the port of the destination is no number")),
@@ -43,6 +44,11 @@ impl Services {
             Some(Ok(port)) => Error::new(ErrorKind::Denied, format!("this exit offers no service on port {port}")),
             _ => Error::new(ErrorKind::Denied, "this exit offers several services, and the destination names no port"),
         })
+    }
+
+    /// Whether the destination alone does not tell which service is meant.
+    fn is_ambiguous(&self, destination: Option<&str>, port: Option<u16>) -> bool {
+        port.is_none() && !destination.is_some_and(|text| text.contains(':')) && self.only().is_none()
     }
 
     /// The only target there is.
@@ -102,7 +108,15 @@ async fn serve(services: &Services, limits: &Limits, offer: Offer) {
 
 /// Connects to the service that the client asks for.
 async fn connect(services: &Services, limits: &Limits, offer: &Offer) -> Result<TcpStream, Error> {
-    let target = services.find(offer.destination())?;
+    let target = match (offer.port(), services.is_ambiguous(offer.destination(), offer.port())) {
+        (port, false) => services.find(offer.destination(), port)?,
+        (_, true) => {
+            let first = tokio::time::timeout(limits.handshake_timeout, offer.first_bytes()).await;
+            let first =
+                first.map_err(|_| Error::new(ErrorKind::Timeout, "the client names no port and says nothing"))??;
+            services.find(offer.destination(), Some(guess_port(&first)))?
+        }
+    };
     let dial = async {
         match tokio::time::timeout(limits.dial_timeout, TcpStream::connect(target)).await {
             Ok(connected) => connected.map_err(|error| refused(&error)),
@@ -116,6 +130,12 @@ async fn connect(services: &Services, limits: &Limits, offer: &Offer) -> Result<
         () = tokio::time::sleep(HEARD_AFTER) => offer.heard(),
     }
     dial.await
+}
+
+/// What a client that names no port wants, by its first bytes: a TLS ClientHello goes to 443, all else to 80.
+fn guess_port(first: &[u8]) -> u16 {
+    const TLS_HANDSHAKE: u8 = 22;
+    if first.first() == Some(&TLS_HANDSHAKE) { 443 } else { 80 }
 }
 
 /// What a failed connection means to the client, who need not know where the service lives.
@@ -145,19 +165,19 @@ mod tests {
     fn a_port_leads_to_its_service_whatever_host_the_client_names() {
         let services = services(&[22, 80], false);
         for host in ["x.nostr", "example.com", "127.0.0.1", "[::1]"] {
-            assert_eq!(services.find(Some(&format!("{host}:80"))).unwrap(), "127.0.0.1:1080");
+            assert_eq!(services.find(Some(&format!("{host}:80")), None).unwrap(), "127.0.0.1:1080");
         }
-        assert_eq!(services.find(Some("x.nostr:81")).unwrap_err().kind(), ErrorKind::Denied);
-        assert_eq!(services.find(Some("x.nostr:999999")).unwrap_err().kind(), ErrorKind::Protocol);
-        assert_eq!(services.find(Some("x.nostr")).unwrap_err().kind(), ErrorKind::Denied);
-        assert_eq!(services.find(None).unwrap_err().kind(), ErrorKind::Denied);
+        assert_eq!(services.find(Some("x.nostr:81"), None).unwrap_err().kind(), ErrorKind::Denied);
+        assert_eq!(services.find(Some("x.nostr:999999"), None).unwrap_err().kind(), ErrorKind::Protocol);
+        assert_eq!(services.find(Some("x.nostr"), None).unwrap_err().kind(), ErrorKind::Denied);
+        assert_eq!(services.find(None, None).unwrap_err().kind(), ErrorKind::Denied);
     }
 
     #[test]
     fn a_default_target_takes_every_other_port_and_an_only_service_takes_a_missing_one() {
-        assert_eq!(services(&[22], true).find(Some("x.nostr:80")).unwrap(), "127.0.0.1:9");
-        assert_eq!(services(&[22], true).find(Some("x.nostr:22")).unwrap(), "127.0.0.1:1022");
-        assert_eq!(services(&[22], false).find(Some("x.nostr")).unwrap(), "127.0.0.1:1022");
-        assert_eq!(services(&[], true).find(None).unwrap(), "127.0.0.1:9");
+        assert_eq!(services(&[22], true).find(Some("x.nostr:80"), None).unwrap(), "127.0.0.1:9");
+        assert_eq!(services(&[22], true).find(Some("x.nostr:22"), None).unwrap(), "127.0.0.1:1022");
+        assert_eq!(services(&[22], false).find(Some("x.nostr"), None).unwrap(), "127.0.0.1:1022");
+        assert_eq!(services(&[], true).find(None, None).unwrap(), "127.0.0.1:9");
     }
 }

@@ -43,7 +43,7 @@ struct Talk<'a> {
 #[derive(Default)]
 struct Inner {
     /// Whose event an `OK` is about; the oldest are forgotten.
-    published: HashMap<String, u64>,
+    published: HashMap<String, (u64, bool)>,
     published_order: VecDeque<String>,
     challenge: Option<String>,
     /// Proofs under way, by the id of their event.
@@ -129,7 +129,8 @@ async fn write(
     let subscribed: Vec<String> = {
         let mut state = shared.state();
         let known = state.last_limits.unwrap_or(default);
-        let limits = *state.up.insert(known);
+        // The document may have been there first.
+        let limits = *state.up.get_or_insert(known);
         shared.tell_all(&state, &Notice::Up(shared.id, limits));
         state.attached.iter().filter_map(|(&number, attached)| req(number, attached)).collect()
     };
@@ -183,7 +184,7 @@ async fn feed_events(
     sink: &mut (impl SinkExt<Frame, Error = WsError> + Unpin),
     batch: &mut Vec<Outgoing>,
 ) -> Result<(), WsError> {
-    for Outgoing { event, owner } in batch.drain(..) {
+    for Outgoing { event, owner, wants_ok } in batch.drain(..) {
         {
             let mut inner = talk.inner();
             let id = event.id.to_hex();
@@ -192,7 +193,7 @@ async fn feed_events(
             {
                 inner.published.remove(&oldest);
             }
-            if inner.published.insert(id.clone(), owner).is_none() {
+            if inner.published.insert(id.clone(), (owner, wants_ok)).is_none() {
                 inner.published_order.push_back(id);
             }
         }
@@ -281,8 +282,11 @@ fn on_ok(talk: &Talk<'_>, id: &str, taken: bool, reason: &str) {
     if let Some(key) = proof {
         return on_proof(talk, key, taken, reason);
     }
-    let Some(owner) = talk.inner().published.remove(id) else { return };
+    let Some((owner, wants_ok)) = talk.inner().published.remove(id) else { return };
     if taken {
+        if wants_ok && let Ok(id) = nostr::EventId::from_hex(id) {
+            shared.tell(owner, Notice::Taken(shared.id, id));
+        }
         return;
     }
     tracing::debug!(relay = %shared.url, %reason, "the relay refused an event");

@@ -39,6 +39,8 @@ pub enum Notice {
     Down(PathId, String),
     /// An event was refused.
     Refused(PathId, nostr::EventId, Refusal),
+    /// An event was taken (`OK true`), of those published with the wish to know.
+    Taken(PathId, nostr::EventId),
     /// There is room for more events, after [`Attachment::try_publish`] had said no.
     Room(PathId),
 }
@@ -73,6 +75,7 @@ pub(super) struct Attached {
 pub(super) struct Outgoing {
     pub(super) event: SealedEvent,
     pub(super) owner: u64,
+    pub(super) wants_ok: bool,
 }
 
 /// What the connection is to do beside publishing.
@@ -242,10 +245,10 @@ impl Attachment {
         self.link.shared.outgoing.capacity() > 0
     }
 
-    /// Queues an event. False when the queue is full: then nothing was taken, and [`Notice::Room`] will follow.
+    /// Queues an event; with `wants_ok`, [`Notice::Taken`] tells when the relay says that it took it. False when the queue is full: then nothing was taken, and [`Notice::Room`] will follow.
     #[must_use]
-    pub fn try_publish(&self, event: SealedEvent) -> bool {
-        self.has_room() && self.link.shared.outgoing.try_send(Outgoing { event, owner: self.number }).is_ok()
+    pub fn try_publish(&self, event: SealedEvent, wants_ok: bool) -> bool {
+        self.has_room() && self.link.shared.outgoing.try_send(Outgoing { event, owner: self.number, wants_ok }).is_ok()
     }
 
     /// Waits until what was published has left for the relay, at most for `limit`.

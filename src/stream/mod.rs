@@ -4,6 +4,7 @@
 //! it come out. So a simulation runs an hour of a bad network in a second. [`crate::tunnel`] drives it for real.
 
 mod congestion;
+mod old;
 mod path;
 mod ranges;
 mod recv;
@@ -16,7 +17,7 @@ mod tombstone;
 
 use std::time::Duration;
 
-pub use session::{Event, Incoming, Refusal, Session, Side, Transmit};
+pub use session::{Event, Incoming, Refusal, Session, Side, Tongue, Transmit};
 pub use settings::Settings;
 
 /// A relay, as a session numbers it.

@@ -171,6 +171,20 @@ impl RecvBuffer {
         }
     }
 
+    /// The peer cannot be asked to wait: it may send as much as the widest window holds.
+    pub(super) fn open_wide(&mut self) {
+        self.window = self.window_max;
+        self.max = self.max.max(self.read + self.window);
+    }
+
+    /// Ends the direction here, with what has arrived: the peer has no way to say so.
+    pub(super) fn end_here(&mut self) {
+        if self.fin.is_none() {
+            self.fin = Some(self.next);
+            self.next += 1;
+        }
+    }
+
     /// Every offset below it has arrived.
     pub(super) const fn ack(&self) -> u64 {
         self.next
@@ -208,6 +222,11 @@ impl RecvBuffer {
         self.ready_len -= total;
         self.read += total as u64;
         total
+    }
+
+    /// The first bytes that the reader would take.
+    pub(super) fn peek(&self) -> Option<Bytes> {
+        self.ready.front().cloned()
     }
 
     /// Whether the reader has bytes to take.

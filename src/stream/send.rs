@@ -76,6 +76,11 @@ impl SendBuffer {
         }
     }
 
+    /// Holds at most so many bytes from now on.
+    pub(super) fn limit_to(&mut self, capacity: u64) {
+        self.capacity = capacity.max(CREDIT_INITIAL);
+    }
+
     /// How many bytes may be written now: as far as the peer's credit goes, within our own bound.
     pub(super) fn room(&self) -> usize {
         if self.finished {
@@ -195,6 +200,11 @@ impl SendBuffer {
         offset > self.next
     }
 
+    /// Counts everything sent as arrived: the peer has no way to say so.
+    pub(super) fn forget_sent(&mut self) {
+        self.acknowledge(0..self.next, &mut Vec::new());
+    }
+
     /// Takes an acknowledged range. Returns the flights that have landed with it and whether it told anything new.
     pub(super) fn acknowledge(&mut self, range: Range<u64>, landed: &mut Vec<Flight>) -> bool {
         let range = range.start.max(self.base)..range.end.min(self.next);
@@ -246,6 +256,11 @@ impl SendBuffer {
     pub(super) fn lose_early(&mut self, end: u64) {
         let range = self.base..end.max(self.base);
         self.acked.gaps(range).into_iter().for_each(|gap| self.lost.insert(gap));
+    }
+
+    /// Everything sent and not acknowledged is to be sent again.
+    pub(super) fn lose_sent(&mut self) {
+        self.lose_early(self.next);
     }
 
     /// Every flight, to be taken out of its path's account when the stream ends.

@@ -3,6 +3,7 @@
 //! `output.rs` makes events of what is due, `timers.rs` acts on the passing of time.
 
 mod input;
+mod old;
 mod output;
 mod timers;
 
@@ -38,10 +39,38 @@ pub enum Side {
 pub struct Incoming {
     /// Its key.
     pub key: Uuid,
-    /// Host and port, as the peer wrote them.
+    /// Host, with or without a port, as the peer wrote it.
     pub destination: Option<String>,
+    /// The port, where it was said apart.
+    pub port: Option<u16>,
     /// Client authorization, as JSON text.
     pub auth: Option<String>,
+}
+
+/// How a peer talks. A proxy learns it of an exit and had better remember it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Tongue {
+    /// Nothing is known.
+    Unknown,
+    /// Reliable streams.
+    Streams,
+    /// Not reliable streams, it seems: it is spoken to in both old tongues until it answers.
+    Both,
+    /// NIP-74 as written: data is `DATA`.
+    Nip74,
+    /// The Go program: data is `SOCKS5RESPONSE`.
+    Deployed,
+    /// It has never answered anything, in whatever tongue.
+    Silent,
+}
+
+impl Tongue {
+    /// Whether the old way of talking is to be used.
+    #[must_use]
+    pub const fn is_old(self) -> bool {
+        matches!(self, Self::Both | Self::Nip74 | Self::Deployed)
+    }
 }
 
 /// What the program is to know.
@@ -66,6 +95,20 @@ pub struct Transmit {
     pub messages: Vec<Message>,
     /// The `CONNECT` of this stream: published again as the very same event whenever it comes again.
     pub opening: Option<Uuid>,
+    /// Relays that the very same event also goes to.
+    pub also: Vec<PathId>,
+    /// Whether [`Session::taken`] is to be told when the relay on `path` has taken it.
+    pub wants_ok: bool,
+}
+
+impl Transmit {
+    fn new(path: PathId, packet: PacketId, messages: Vec<Message>) -> Self {
+        Self { path, packet, messages, opening: None, also: Vec::new(), wants_ok: false }
+    }
+
+    fn old(path: PathId, packet: PacketId, message: Message, also: Vec<PathId>, wants_ok: bool) -> Self {
+        Self { also, wants_ok, ..Self::new(path, packet, vec![message]) }
+    }
 }
 
 /// Why a relay did not take an event (`OK false`, NIP-01).
@@ -88,6 +131,9 @@ pub enum Refusal {
 pub struct Session {
     side: Side,
     settings: Settings,
+    tongue: Tongue,
+    /// When the peer was found to be silent.
+    silent_since: Option<Instant>,
     streams: HashMap<Uuid, Stream>,
     paths: BTreeMap<PathId, Path>,
     events: VecDeque<Event>,
@@ -99,6 +145,17 @@ pub struct Session {
     opening_queue: VecDeque<(Uuid, PathId)>,
     /// Messages that belong to no living stream, or to one path.
     replies: VecDeque<(Option<PathId>, Message)>,
+    /// Streams with old peers whose turn to send has come.
+    old_queue: VecDeque<Uuid>,
+    /// Events whose `OK` lets an old peer's next one go.
+    old_sent: HashMap<(PathId, PacketId), Uuid>,
+    /// The same data in the other old tongue.
+    second_tongue: Option<Transmit>,
+    /// Data of old peers that came before its opening.
+    orphans: Vec<(Instant, PathId, Message)>,
+    /// Openings whose `OK` tells the round trip to the relay.
+    openings_sent: HashMap<(PathId, PacketId), (Uuid, Instant)>,
+    relay_round_trip: Option<Duration>,
     timers: BTreeSet<(Instant, Uuid)>,
     tombstones: Tombstones,
     /// The path on which the peer was last heard.
@@ -115,18 +172,22 @@ const PLAINTEXT_MIN: usize = 1024;
 const PAUSE: Duration = Duration::from_secs(1);
 /// How long a relay stays out of use that refuses, or where the peer is silent.
 const OUT_OF_USE: Duration = Duration::from_secs(15);
+/// A peer that has never answered is not taken for an old one again for so long: a stream is only open when it says so.
+const SILENT: Duration = Duration::from_secs(60);
 /// Answers `unknown-stream` in a second at most.
 const STRANGERS_PER_SECOND: u32 = 50;
 /// Messages that wait to be answered at most; more are dropped, and the peer asks again.
 const REPLIES_MAX: usize = 1024;
 
 impl Session {
-    /// A session without paths and streams.
+    /// A session without paths and streams, with a peer that talks like this as far as is known.
     #[must_use]
-    pub fn new(side: Side, settings: Settings) -> Self {
+    pub fn new(side: Side, settings: Settings, tongue: Tongue) -> Self {
         Self {
             side,
             settings,
+            tongue,
+            silent_since: None,
             streams: HashMap::new(),
             paths: BTreeMap::new(),
             events: VecDeque::new(),
@@ -134,6 +195,12 @@ impl Session {
             ack_queue: VecDeque::new(),
             opening_queue: VecDeque::new(),
             replies: VecDeque::new(),
+            old_queue: VecDeque::new(),
+            old_sent: HashMap::new(),
+            second_tongue: None,
+            orphans: Vec::new(),
+            openings_sent: HashMap::new(),
+            relay_round_trip: None,
             timers: BTreeSet::new(),
             tombstones: Tombstones::default(),
             last_heard_on: None,
@@ -166,7 +233,7 @@ impl Session {
         // A greeting on this very path: the peer learns that we are back there, and its answer tells us the same.
         let greeting = self.streams.iter_mut().find(|(_, stream)| matches!(stream.phase, Phase::Open));
         if let Some((&key, stream)) = greeting {
-            let message = Message { probe: true, ..stream.ack_message(key) };
+            let message = Message { probe: true, ..stream.ack_message(now, key) };
             self.replies.push_back((Some(id), message));
         }
     }
@@ -193,14 +260,15 @@ impl Session {
     }
 
     /// The relay refused an event.
-    pub fn refused(&mut self, now: Instant, id: PathId, packet: PacketId, refusal: Refusal) {
+    pub fn refused(&mut self, now: Instant, id: PathId, packet: Option<PacketId>, refusal: Refusal) {
         let Some(path) = self.paths.get_mut(&id) else { return };
         let absent = matches!(refusal, Refusal::Absent(_));
         match refusal {
             Refusal::RateLimited => {
-                path.congestion.lost(now, now);
                 path.put_out_of_use(now, PAUSE);
-                let sent = path.take(packet).map(|sent| (packet, sent));
+                let sent = packet.and_then(|packet| Some((packet, path.take(packet)?)));
+                // One reaction for all that were under way together.
+                path.congestion.lost(now, sent.as_ref().map_or(now - PAUSE, |(_, sent)| sent.at));
                 self.resend(id, sent);
             }
             Refusal::Absent(why) | Refusal::NotServed(why) => {
@@ -210,9 +278,10 @@ impl Session {
                 self.resend(id, sent);
             }
             Refusal::TooLarge => {
-                let sent = path.take(packet).map(|sent| (packet, sent));
+                let sent = packet.and_then(|packet| Some((packet, path.take(packet)?)));
                 // Half of what was refused: several that are under way together teach one lesson, not many.
-                let refused = sent.as_ref().map_or(path.plaintext_max, |(_, sent)| sent.plaintext);
+                // A refused opening teaches nothing: it is short as it is, and repeated as it is.
+                let refused = sent.as_ref().map_or(usize::MAX, |(_, sent)| sent.plaintext);
                 path.plaintext_max = path.plaintext_max.min((refused / 2).max(PLAINTEXT_MIN));
                 self.resend(id, sent);
             }
@@ -220,18 +289,35 @@ impl Session {
         }
     }
 
-    /// Opens a stream to a destination. As much of what is written before the first [`Self::poll_transmit`] as fits
-    /// travels with the opening message.
-    pub fn open(&mut self, now: Instant, key: Uuid, destination: String) {
+    /// Opens a stream to a port of a host. As much of what is written before the first [`Self::poll_transmit`] as fits
+    /// travels with the opening message, if the peer is known to take it there.
+    pub fn open(&mut self, now: Instant, key: Uuid, host: String, port: u16) {
+        if self.silent_since.is_some_and(|since| now.saturating_duration_since(since) >= SILENT) {
+            self.silent_since = None;
+            self.tongue = Tongue::Unknown;
+        }
         let connect = Message {
-            destination: Some(destination),
+            destination: Some(host.clone()),
+            port: Some(port),
             nws: Some(VERSION),
             max: Some(self.settings.window_initial),
             ..Message::new(key, Type::Connect)
         };
-        let opening =
-            Opening { connect, early_end: 0, since: now, attempts: 0, next_at: now, sealed: false, heard: false };
-        self.streams.insert(key, Stream::new(now, Phase::Opening(Box::new(opening)), &self.settings));
+        let opening = Opening {
+            connect,
+            early_end: 0,
+            since: now,
+            attempts: 0,
+            next_at: now,
+            sealed: false,
+            with_data: false,
+            left: None,
+            presume_at: None,
+            heard: false,
+        };
+        let mut stream = Stream::new(now, Phase::Opening(Box::new(opening)), &self.settings);
+        stream.destination = Some(host);
+        self.streams.insert(key, stream);
         self.arm(key);
     }
 
@@ -242,13 +328,18 @@ impl Session {
         {
             stream.phase = Phase::Open;
             stream.heard = now;
-            self.owe_ack_now(now, key);
+            if stream.is_old() {
+                self.arm(key);
+            } else {
+                self.owe_ack_now(now, key);
+            }
         }
     }
 
     /// Tells the peer that its `CONNECT` is heard and dialling takes a while, so that it does not repeat it.
     pub fn heard(&mut self, now: Instant, key: Uuid) {
-        if self.streams.get(&key).is_some_and(|stream| matches!(stream.phase, Phase::Incoming)) {
+        let waits = |stream: &Stream| matches!(stream.phase, Phase::Incoming) && !stream.is_old();
+        if self.streams.get(&key).is_some_and(waits) {
             self.owe_ack_now(now, key);
         }
     }
@@ -319,7 +410,7 @@ impl Session {
         let stream = self.streams.get_mut(&key).ok_or_else(gone)?;
         let taken = stream.recv.read(into);
         if taken > 0 {
-            if matches!(stream.phase, Phase::Open) && stream.recv.give_credit(now, round_trip) {
+            if matches!(stream.phase, Phase::Open) && stream.recv.give_credit(now, round_trip) && !stream.is_old() {
                 self.owe_ack_now(now, key);
             }
             return Ok(Some(taken));
@@ -333,12 +424,24 @@ impl Session {
         }
     }
 
+    /// The next bytes that [`Self::read`] would give, left in place; empty at the end of the direction, `None` when there
+    /// are none yet.
+    ///
+    /// # Errors
+    /// When the stream has failed or does not exist.
+    pub fn peek(&mut self, key: Uuid) -> Result<Option<bytes::Bytes>, Error> {
+        let stream = self.living(key)?;
+        Ok(stream.recv.peek().or_else(|| stream.recv.is_finished().then(bytes::Bytes::new)))
+    }
+
     /// The program lets go of its end. A stream that was ended properly goes on until all of it has arrived; any other
     /// is reset.
     pub fn release(&mut self, now: Instant, key: Uuid) {
         let Some(stream) = self.streams.get_mut(&key) else { return };
         stream.release(now);
-        if matches!(stream.phase, Phase::Failed(_)) {
+        if stream.is_old() {
+            self.release_old(now, key);
+        } else if matches!(stream.phase, Phase::Failed(_)) {
             self.remove(key);
         } else if !stream.send.is_finished() || stream.recv.is_readable() {
             let error = Error::new(ErrorKind::Aborted, "the other side gave the connection up");
@@ -360,6 +463,7 @@ impl Session {
         !(self.ack_queue.is_empty()
             && self.data_queue.is_empty()
             && self.replies.is_empty()
+            && self.old_queue.is_empty()
             && self.opening_queue.is_empty())
     }
 
@@ -450,8 +554,9 @@ impl Session {
         if matches!(stream.phase, Phase::Failed(_)) {
             return;
         }
-        // An opening that never left needs no reset.
-        let tell = tell && !matches!(&stream.phase, Phase::Opening(opening) if opening.attempts == 0);
+        // An opening that never left needs no reset, and an old peer knows none.
+        let tell =
+            tell && !stream.is_old() && !matches!(&stream.phase, Phase::Opening(opening) if opening.attempts == 0);
         let flights = stream.send.take_flights();
         stream.send.clear();
         stream.phase = Phase::Failed(error.clone());

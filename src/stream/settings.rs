@@ -24,6 +24,8 @@ pub struct Settings {
     pub open_timeout: Duration,
     /// Time without progress that ends a stream.
     pub stall_timeout: Duration,
+    /// Time without a byte after which a stream with an old peer ends.
+    pub old_idle: Duration,
     /// Time without a word after which a stream is probed.
     pub idle_probe_after: Duration,
 }
@@ -36,8 +38,9 @@ impl From<&Limits> for Settings {
             path_window_max: limits.path_window_max.as_u64(),
             path_events_max: limits.path_events_max,
             streams_max: limits.session_streams,
-            open_timeout: limits.open_timeout.saturating_sub(ANSWER_FIRST),
+            open_timeout: limits.open_timeout.saturating_sub(ANSWER_FIRST.min(limits.open_timeout / 4)),
             stall_timeout: limits.stall_timeout,
+            old_idle: limits.old_idle_timeout,
             idle_probe_after: limits.idle_probe_after,
         }
     }

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crate::error::Error;
 use crate::message::{Message, Type, VERSION};
 
+use super::old::{BUFFER, Old};
 use super::recv::RecvBuffer;
 use super::send::SendBuffer;
 use super::{ACK_DELAY, Settings};
@@ -50,6 +51,12 @@ pub(super) struct Opening {
     pub(super) next_at: Instant,
     /// Whether the message is fixed: it has been handed out, and every repetition is the same event.
     pub(super) sealed: bool,
+    /// Whether data may go along and follow: the exit is known to speak of offsets.
+    pub(super) with_data: bool,
+    /// When it left first.
+    pub(super) left: Option<Instant>,
+    /// When an exit that has not shown itself counts as an old one.
+    pub(super) presume_at: Option<Instant>,
     /// Whether the exit has said that it is dialling.
     pub(super) heard: bool,
 }
@@ -71,6 +78,10 @@ pub(super) struct Stream {
     pub(super) recv: RecvBuffer,
     /// When the program let go of its end, or the last progress since.
     released: Option<Instant>,
+    /// What a stream with a peer that knows no reliable streams needs.
+    pub(super) old: Option<Old>,
+    /// The host that each data message of an old tongue names, at a proxy.
+    pub(super) destination: Option<String>,
     /// Whether the peer has shown that it knows of the acceptance.
     pub(super) confirmed: bool,
     /// Whether it stands in the session's queue of streams with data.
@@ -88,7 +99,7 @@ pub(super) struct Stream {
     last_probe: Option<Instant>,
     chunks_unacked: u32,
     ack_at: Option<Instant>,
-    last_gap_ack: Option<Instant>,
+    last_ack: Option<Instant>,
     said_max: u64,
 }
 
@@ -99,6 +110,8 @@ impl Stream {
             send: SendBuffer::new(settings.window_max),
             recv: RecvBuffer::new(settings.window_initial, settings.window_max),
             released: None,
+            old: None,
+            destination: None,
             confirmed: false,
             queued_data: false,
             queued_ack: false,
@@ -109,16 +122,34 @@ impl Stream {
             last_probe: None,
             chunks_unacked: 0,
             ack_at: None,
-            last_gap_ack: None,
+            last_ack: None,
             said_max: 0,
         }
+    }
+
+    /// Whether the peer of this stream knows no reliable streams.
+    pub(super) const fn is_old(&self) -> bool {
+        self.old.is_some()
+    }
+
+    /// What an old stream needs; made on demand, so that there is nothing to fail.
+    pub(super) fn old_mut(&mut self) -> &mut Old {
+        let now = self.heard;
+        self.old.get_or_insert_with(|| Old::new(now, None))
+    }
+
+    /// From now on it is one with an old peer.
+    pub(super) fn make_old(&mut self, old: Old) {
+        self.old = Some(old);
+        self.recv.open_wide();
+        self.send.limit_to(BUFFER);
     }
 
     /// Whether data may be sent: also while opening, within the first credit.
     pub(super) fn may_send(&self) -> bool {
         match &self.phase {
-            Phase::Opening(opening) => opening.sealed && self.send.has_pending(),
-            Phase::Open => self.send.has_pending(),
+            Phase::Opening(opening) => opening.with_data && self.send.has_pending(),
+            Phase::Open => !self.is_old() && self.send.has_pending(),
             Phase::Incoming | Phase::Failed(_) => false,
         }
     }
@@ -168,8 +199,7 @@ impl Stream {
     /// A gap was opened or filled: the sender should know soon.
     pub(super) fn owe_gap_ack(&mut self, now: Instant) {
         self.chunks_unacked += 1;
-        let at = self.last_gap_ack.map_or(now, |last| (last + GAP_ACK_PAUSE).max(now));
-        self.last_gap_ack = Some(at);
+        let at = self.last_ack.map_or(now, |last| (last + GAP_ACK_PAUSE).max(now));
         self.ack_by(at);
     }
 
@@ -192,7 +222,7 @@ impl Stream {
     ///
     /// Data of an open stream always carries it: so whoever does not know the stream can tell data that overtook its
     /// `CONNECT` (to be ignored, it comes again) from data of a stream that it has forgotten (to be answered).
-    pub(super) fn fill_ack(&mut self, message: &mut Message, force: bool) {
+    pub(super) fn fill_ack(&mut self, now: Instant, message: &mut Message, force: bool) {
         let accepted = matches!(self.phase, Phase::Open);
         if !(force || accepted) {
             return;
@@ -200,6 +230,7 @@ impl Stream {
         message.ack = Some(self.recv.ack());
         message.sack = self.recv.sack();
         self.ack_at = None;
+        self.last_ack = Some(now);
         self.chunks_unacked = 0;
         // Without `max` it says: heard, but not accepted yet.
         if accepted && (force || !self.confirmed || self.recv.max() != self.said_max) {
@@ -212,9 +243,9 @@ impl Stream {
     }
 
     /// A pure acknowledgement.
-    pub(super) fn ack_message(&mut self, key: uuid::Uuid) -> Message {
+    pub(super) fn ack_message(&mut self, now: Instant, key: uuid::Uuid) -> Message {
         let mut message = Message::new(key, Type::Ack);
-        self.fill_ack(&mut message, true);
+        self.fill_ack(now, &mut message, true);
         message
     }
 
@@ -222,7 +253,22 @@ impl Stream {
     pub(super) fn deadline(&self, settings: &Settings) -> Option<Instant> {
         match &self.phase {
             Phase::Failed(_) => None,
-            Phase::Opening(opening) => Some(opening.next_at.min(opening.since + settings.open_timeout)),
+            Phase::Opening(opening) => {
+                let presume = opening.presume_at.filter(|_| !opening.heard);
+                [Some(opening.next_at), Some(opening.since + settings.open_timeout), presume]
+                    .into_iter()
+                    .flatten()
+                    .min()
+            }
+            Phase::Incoming | Phase::Open if self.is_old() => {
+                let old = self.old.as_ref()?;
+                let ready = matches!(self.phase, Phase::Open) && self.send.has_pending() && !self.queued_data;
+                let send = old.send_at().filter(|_| ready);
+                // The end of its patience: with the first answer, or with anything at all.
+                let end = old.active
+                    + if old.answered { settings.old_idle } else { settings.open_timeout.min(settings.old_idle) };
+                Some(send.map_or(end, |send| send.min(end)))
+            }
             Phase::Incoming => self.ack_at.filter(|_| !self.queued_ack),
             Phase::Open => {
                 let since = [self.waiting_since, self.released].into_iter().flatten().min();

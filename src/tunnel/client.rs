@@ -11,7 +11,8 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::driver::{Driver, Sent};
+use super::driver::{Driver, Recent, Sent};
+use super::memory::Memory;
 use super::shared::Shared;
 use super::stream::TunnelStream;
 use crate::envelope::Conversation;
@@ -43,6 +44,7 @@ pub struct Tunnel {
     /// Relays for names that carry none.
     relays: Vec<RelayUrl>,
     sessions: Mutex<HashMap<SessionId, Client>>,
+    memory: Arc<Memory>,
     end: CancellationToken,
     drivers: TaskTracker,
 }
@@ -62,6 +64,7 @@ impl Tunnel {
             limits,
             relays,
             sessions: Mutex::default(),
+            memory: Arc::default(),
             end: CancellationToken::new(),
             drivers: TaskTracker::new(),
         }
@@ -86,7 +89,7 @@ impl Tunnel {
             let key = Uuid::new_v4();
             let mut engine = shared.engine();
             engine.check()?;
-            engine.session.open(Instant::now(), key, format!("{name}:{port}"));
+            engine.session.open(Instant::now(), key, name.to_string(), port);
             let taken = engine.session.write(key, early)?;
             drop(engine);
             (TunnelStream::new(Arc::clone(&shared), key), &early[taken..])
@@ -132,7 +135,8 @@ impl Tunnel {
         let conversation = Conversation::new(keys.clone(), id.exit).map_err(|error| {
             Error::new(ErrorKind::HostUnreachable, format!("the name's key is not usable: {error}"))
         })?;
-        let shared = Arc::new(Shared::new(Side::Proxy, Settings::from(&*self.limits)));
+        let tongue = self.memory.recall(&id.exit);
+        let shared = Arc::new(Shared::new(Side::Proxy, Settings::from(&*self.limits), tongue));
         let (arrivals_tx, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let (notices_tx, notices) = mpsc::unbounded_channel();
         let wanted = Wanted { recipient: keys.public_key().to_hex(), author: Some(id.exit.to_hex()) };
@@ -152,6 +156,9 @@ impl Tunnel {
             attachments,
             door: None,
             session_idle: self.limits.session_idle,
+            memory: Some(Arc::clone(&self.memory)),
+            tongue,
+            old_events: Recent::default(),
             openings: HashMap::new(),
             sent: Sent::default(),
         };

@@ -1,7 +1,7 @@
 //! What moves a session: events of the peer's are decrypted and handed to the engine, what the engine has to say is
 //! encrypted, signed and published, the clock is set to when it wants to act next.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -11,6 +11,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+use super::memory::Memory;
 use super::replay::ReplayGuard;
 use super::server::Door;
 use super::shared::Shared;
@@ -18,7 +19,7 @@ use crate::envelope::{Conversation, EventLimits, SealedEvent};
 use crate::error::{Error, ErrorKind};
 use crate::message::{Message, Type};
 use crate::relay::{Arrival, Attachment, Notice};
-use crate::stream::{PacketId, PathId, Transmit};
+use crate::stream::{PacketId, PathId, Tongue, Transmit};
 
 /// Events that are sealed before incoming ones are looked at again.
 const SEALED_IN_A_ROW: usize = 16;
@@ -28,6 +29,8 @@ const TAKEN_IN_A_ROW: usize = 32;
 const SENT_MAX: usize = 2048;
 /// How long the end of a session may wait for a relay to take its last events.
 const FAREWELL: Duration = Duration::from_millis(500);
+/// How long the session of an old entry outlives its stream.
+const PASSING: Duration = Duration::from_secs(5);
 /// How often an idle session looks whether it is still wanted.
 const IDLE_CHECK: Duration = Duration::from_secs(10);
 
@@ -41,6 +44,12 @@ pub(super) struct Driver {
     /// At an exit: where streams of the peer's are announced, and what has been seen.
     pub(super) door: Option<Door>,
     pub(super) session_idle: Duration,
+    /// At a proxy: where it is remembered how exits talk.
+    pub(super) memory: Option<Arc<Memory>>,
+    /// How this one talks, as last seen.
+    pub(super) tongue: Tongue,
+    /// Events without offsets that have been taken in.
+    pub(super) old_events: Recent,
     pub(super) openings: HashMap<Uuid, SealedEvent>,
     pub(super) sent: Sent,
 }
@@ -65,6 +74,37 @@ impl Sent {
     }
 }
 
+/// The last events of an old peer, which may come over several relays.
+#[derive(Default)]
+pub(super) struct Recent {
+    ids: HashSet<[u8; 32]>,
+    order: VecDeque<[u8; 32]>,
+}
+
+impl Recent {
+    /// Events remembered: more than can be under way at once.
+    const MAX: usize = 512;
+
+    /// True the first time.
+    fn note(&mut self, id: [u8; 32]) -> bool {
+        let first = self.ids.insert(id);
+        if first {
+            self.order.push_back(id);
+            if self.order.len() > Self::MAX
+                && let Some(oldest) = self.order.pop_front()
+            {
+                self.ids.remove(&oldest);
+            }
+        }
+        first
+    }
+}
+
+/// Whether an event holds data that only its id can tell from a repetition.
+fn is_old(messages: &[Message]) -> bool {
+    messages.iter().any(|message| message.off.is_none() && !message.data.is_empty() && message.nws.is_none())
+}
+
 /// Seconds since 1970, as events are stamped.
 pub(super) fn unix_now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
@@ -79,7 +119,10 @@ impl Driver {
             let timer = {
                 let mut engine = self.shared.engine();
                 let now = Instant::now();
-                let idle_until = engine.idle_since(now).map(|since| since + self.session_idle);
+                // An old entry makes a new key for each connection, and never comes back to one.
+                let passing = self.door.is_some() && self.tongue.is_old();
+                let session_idle = if passing { PASSING } else { self.session_idle };
+                let idle_until = engine.idle_since(now).map(|since| since + session_idle);
                 if idle_until.is_some_and(|until| until <= now) && engine.close_if_idle() {
                     break;
                 }
@@ -159,7 +202,7 @@ impl Driver {
     }
 
     fn publish(&mut self, transmit: Transmit) {
-        let Transmit { path, packet, messages, opening } = transmit;
+        let Transmit { path, packet, messages, opening, also, wants_ok } = transmit;
         let known = opening.and_then(|key| self.openings.get(&key).cloned());
         let event = match known.map_or_else(|| self.conversation.seal(&messages, unix_now()), Ok) {
             Ok(event) => event,
@@ -173,7 +216,11 @@ impl Driver {
             self.openings.insert(key, event.clone());
         }
         self.sent.note(event.id, path, packet);
-        let taken = self.attachments.get(&path).is_some_and(|attachment| attachment.try_publish(event));
+        for attachment in also.iter().filter_map(|other| self.attachments.get(other)) {
+            // A relay that has no room just now is one of several.
+            let _ = attachment.try_publish(event.clone(), false);
+        }
+        let taken = self.attachments.get(&path).is_some_and(|attachment| attachment.try_publish(event, wants_ok));
         if !taken {
             // Another session took the place; to the engine it is an event that the network lost.
             tracing::trace!(path, packet, "no room after all");
@@ -198,8 +245,15 @@ impl Driver {
                 Notice::Limits(path, limits) => session.path_limit(path, plaintext_max(limits)),
                 Notice::Down(path, why) => session.path_down(now, path, &why),
                 Notice::Refused(path, id, refusal) => {
-                    let packet = self.sent.packets.get(&id).filter(|(sent_on, _)| *sent_on == path).map_or(0, |s| s.1);
+                    let packet = self.sent.packets.get(&id).filter(|(sent_on, _)| *sent_on == path).map(|s| s.1);
                     session.refused(now, path, packet, refusal);
+                }
+                Notice::Taken(path, id) => {
+                    if let Some(&(sent_on, packet)) = self.sent.packets.get(&id)
+                        && sent_on == path
+                    {
+                        session.taken(now, path, packet);
+                    }
                 }
                 Notice::Room(_) => {}
             }
@@ -220,6 +274,10 @@ impl Driver {
                     continue;
                 }
             };
+            if is_old(&messages) && !self.old_events.note(event.id) {
+                // The same event over another relay: without offsets nothing else would tell.
+                continue;
+            }
             let now = Instant::now();
             let messages = match &self.door {
                 Some(door) => admit(&door.replays, &self.shared, &event, messages),
@@ -232,10 +290,17 @@ impl Driver {
 
     /// Wakes those who wait, and announces new streams.
     fn tell_audience(&mut self) {
-        let (wakers, incoming) = {
+        let (wakers, incoming, tongue) = {
             let mut engine = self.shared.engine();
-            (engine.take_events(), std::mem::take(&mut engine.incoming))
+            (engine.take_events(), std::mem::take(&mut engine.incoming), engine.session.tongue())
         };
+        if tongue != self.tongue {
+            self.tongue = tongue;
+            tracing::debug!(peer = %self.conversation.peer(), ?tongue, "how the peer talks");
+            if let Some(memory) = &self.memory {
+                memory.learn(self.conversation.peer(), tongue);
+            }
+        }
         wakers.into_iter().for_each(Waker::wake);
         if let Some(door) = &self.door {
             for incoming in incoming {

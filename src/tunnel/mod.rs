@@ -4,6 +4,7 @@
 mod client;
 pub(crate) mod copy;
 mod driver;
+mod memory;
 mod replay;
 mod server;
 mod shared;

@@ -3,7 +3,8 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::Arc;
-use std::time::Instant;
+use std::task::Poll;
+use std::time::{Duration, Instant};
 
 use nostr::{Keys, PublicKey, RelayUrl};
 use tokio::sync::{mpsc, watch};
@@ -11,7 +12,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::driver::{Driver, Sent, admit, unix_now};
+use super::driver::{Driver, Recent, Sent, admit, unix_now};
 use super::replay::ReplayGuard;
 use super::shared::Shared;
 use super::stream::TunnelStream;
@@ -20,7 +21,7 @@ use crate::error::{Error, ErrorKind};
 use crate::limits::Limits;
 use crate::message::{Message, Type};
 use crate::relay::{Arrival, Attachment, Link, Links, Notice, Subscription, Wanted};
-use crate::stream::{Incoming, Settings, Side};
+use crate::stream::{Incoming, Settings, Side, Tongue};
 
 /// Events that wait for the exit, and for each session, at most; a full queue holds back the relay.
 const ARRIVALS_MAX: usize = 64;
@@ -65,6 +66,33 @@ impl Offer {
     #[must_use]
     pub fn destination(&self) -> Option<&str> {
         self.incoming.destination.as_deref()
+    }
+
+    /// The port, where it was said apart from the destination.
+    #[must_use]
+    pub const fn port(&self) -> Option<u16> {
+        self.incoming.port
+    }
+
+    /// The first bytes that the peer sends, which tell what it wants where it does not name a port; they stay in the
+    /// stream. Empty when it ends without any.
+    ///
+    /// # Errors
+    /// When the stream fails meanwhile.
+    pub async fn first_bytes(&self) -> Result<bytes::Bytes, Error> {
+        std::future::poll_fn(|cx| {
+            let Some(shared) = &self.shared else { return Poll::Ready(Ok(bytes::Bytes::new())) };
+            let mut engine = shared.engine();
+            engine.check()?;
+            match engine.session.peek(self.incoming.key)? {
+                Some(bytes) => Poll::Ready(Ok(bytes)),
+                None => {
+                    engine.wait_to_read(self.incoming.key, cx.waker());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
     }
 
     /// Tells the peer that the answer takes a while.
@@ -147,6 +175,7 @@ impl Acceptor {
             sessions: HashMap::new(),
             door: Door { offers: offers_tx, replays },
             strangers: (Instant::now(), 0),
+            early: Early::default(),
             up: up_tx,
             end: end.clone(),
             drivers: drivers.clone(),
@@ -180,6 +209,32 @@ struct Peer {
     arrivals: mpsc::Sender<Arrival>,
 }
 
+/// Events of strangers that may have overtaken their openings, few and for a short while.
+#[derive(Default)]
+struct Early(Vec<(Instant, Arrival)>);
+
+impl Early {
+    /// Events kept at most.
+    const MAX: usize = 256;
+    /// And for so long.
+    const AGE: Duration = Duration::from_secs(5);
+
+    fn keep(&mut self, arrival: Arrival) {
+        self.0.retain(|(at, _)| at.elapsed() < Self::AGE);
+        if self.0.len() < Self::MAX {
+            self.0.push((Instant::now(), arrival));
+        }
+    }
+
+    fn take(&mut self, author: &PublicKey) -> Vec<Arrival> {
+        let all = std::mem::take(&mut self.0);
+        let (theirs, others): (Vec<_>, Vec<_>) =
+            all.into_iter().partition(|(_, arrival)| arrival.event.author == *author);
+        self.0 = others;
+        theirs.into_iter().map(|(_, arrival)| arrival).take(ARRIVALS_MAX).collect()
+    }
+}
+
 /// Hands each event to the session of its author.
 struct Dispatcher {
     keys: Keys,
@@ -190,6 +245,7 @@ struct Dispatcher {
     sessions: HashMap<PublicKey, Peer>,
     door: Door,
     strangers: (Instant, u32),
+    early: Early,
     up: watch::Sender<usize>,
     end: CancellationToken,
     drivers: TaskTracker,
@@ -241,7 +297,11 @@ impl Dispatcher {
             Ok(messages) => messages,
             Err(error) => return tracing::debug!(%error, "an event of a stranger is dropped"),
         };
-        if !messages.iter().any(|message| message.kind == Type::Connect && message.nws.is_some()) {
+        if !messages.iter().any(|message| message.kind == Type::Connect) {
+            if messages.iter().any(|message| message.off.is_none() && !message.data.is_empty()) {
+                // The data of an old entry that has overtaken its opening.
+                return self.early.keep(Arrival { path, event });
+            }
             return self.answer_stranger(path, &conversation, &messages);
         }
         self.make_room();
@@ -251,7 +311,7 @@ impl Dispatcher {
             let resets: Vec<Message> = messages.iter().map(|message| reset(message.key, &error)).collect();
             return self.say(path, &conversation, &resets);
         }
-        let shared = Arc::new(Shared::new(Side::Exit, Settings::from(&*self.limits)));
+        let shared = Arc::new(Shared::new(Side::Exit, Settings::from(&*self.limits), Tongue::Unknown));
         let messages = admit(&self.door.replays, &shared, &event, messages);
         if messages.is_empty() {
             return;
@@ -277,11 +337,18 @@ impl Dispatcher {
             attachments: attachments.collect(),
             door: Some(self.door.clone()),
             session_idle: self.limits.session_idle,
+            memory: None,
+            tongue: Tongue::Unknown,
+            old_events: Recent::default(),
             openings: HashMap::new(),
             sent: Sent::default(),
         };
         tracing::debug!(sessions = self.sessions.len() + 1, "a new client");
         self.drivers.spawn(driver.run(self.end.clone()));
+        for arrival in self.early.take(&peer) {
+            // There is room in a new channel for the few that are kept.
+            let _ = arrivals_tx.try_send(arrival);
+        }
         self.sessions.insert(peer, Peer { shared, arrivals: arrivals_tx });
     }
 
@@ -326,7 +393,7 @@ impl Dispatcher {
         let sealed: Result<SealedEvent, _> = conversation.seal(messages, unix_now());
         if let (Ok(event), Some(attachment)) = (sealed, self.attachments.get(&path)) {
             // The peer asks again if it was not heard.
-            let _ = attachment.try_publish(event);
+            let _ = attachment.try_publish(event, false);
         }
     }
 }

@@ -9,7 +9,7 @@ use tokio::sync::Notify;
 use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind};
-use crate::stream::{Event, Incoming, Session, Settings, Side};
+use crate::stream::{Event, Incoming, Session, Settings, Side, Tongue};
 
 /// Those who wait for one stream.
 #[derive(Debug, Default)]
@@ -40,9 +40,9 @@ pub(super) struct Shared {
 }
 
 impl Shared {
-    pub(super) fn new(side: Side, settings: Settings) -> Self {
+    pub(super) fn new(side: Side, settings: Settings, tongue: Tongue) -> Self {
         let engine = Engine {
-            session: Session::new(side, settings),
+            session: Session::new(side, settings, tongue),
             waiting: HashMap::new(),
             incoming: Vec::new(),
             closed: None,

@@ -10,7 +10,7 @@ use crate::stream::path::Path;
 use crate::stream::recv::Received;
 use crate::stream::tombstone::{LastWord, reset};
 
-use super::{Event, Incoming, PathId, Phase, STRANGERS_PER_SECOND, Session, Side, Stream};
+use super::{Event, Incoming, PathId, Phase, STRANGERS_PER_SECOND, Session, Side, Stream, Tongue};
 
 impl Session {
     /// Takes the messages of one event of the peer's that arrived on a path. They are authentic: whoever calls has
@@ -35,6 +35,13 @@ impl Session {
                 self.reply(Some(path), reset(key, &error));
             }
             Type::Reset => self.on_reset(now, &message),
+            Type::Data | Type::Socks5Response if is_old_data(&message) => {
+                if self.streams.contains_key(&key) {
+                    self.on_old_data(now, path, message);
+                } else {
+                    self.keep_orphan(now, path, message);
+                }
+            }
             Type::Data | Type::Socks5Response | Type::Ack if self.streams.contains_key(&key) => {
                 self.on_stream(now, path, message);
             }
@@ -45,14 +52,18 @@ impl Session {
 
     fn on_connect(&mut self, now: Instant, path: PathId, message: Message) {
         let key = message.key;
-        if self.side == Side::Proxy || message.nws.is_none() {
+        if message.nws.is_none() {
+            return self.on_old_connect(now, path, message);
+        }
+        if self.side == Side::Proxy {
             return;
         }
+        self.tongue = Tongue::Streams;
         if let Some(stream) = self.streams.get_mut(&key) {
             // Repeated, or come over another relay: the answer goes back the same way, which proves that way.
             if !matches!(stream.phase, Phase::Failed(_)) {
                 stream.confirmed = false;
-                let answer = stream.ack_message(key);
+                let answer = stream.ack_message(now, key);
                 self.reply(Some(path), answer);
             }
             return;
@@ -81,7 +92,8 @@ impl Session {
         }
         self.streams.insert(key, stream);
         self.arm(key);
-        self.events.push_back(Event::Incoming(Incoming { key, destination: message.destination, auth: message.auth }));
+        let Message { destination, port, auth, .. } = message;
+        self.events.push_back(Event::Incoming(Incoming { key, destination, port, auth }));
     }
 
     fn on_reset(&mut self, now: Instant, message: &Message) {
@@ -134,6 +146,9 @@ impl Session {
         let key = message.key;
         let Some(stream) = self.streams.get_mut(&key) else { return };
         stream.note_heard(now);
+        if stream.is_old() && !self.on_late_peer(&message) {
+            return;
+        }
         if !self.on_phase(&message) {
             return;
         }
@@ -150,11 +165,28 @@ impl Session {
             && let Some(stream) = self.streams.get_mut(&key)
         {
             // Back on the path that asked, which is then known to work.
-            let answer = stream.ack_message(key);
+            let answer = stream.ack_message(now, key);
             self.reply(Some(path), answer);
         }
         self.settle(now, key);
         self.arm(key);
+    }
+
+    /// A peer that was taken for an old one speaks of offsets after all: it was only slow. False when it is not to be
+    /// believed.
+    fn on_late_peer(&mut self, message: &Message) -> bool {
+        let key = message.key;
+        let Some(stream) = self.streams.get_mut(&key) else { return false };
+        if self.side == Side::Exit || self.tongue != Tongue::Both && self.tongue != Tongue::Streams {
+            return false;
+        }
+        self.tongue = Tongue::Streams;
+        stream.old = None;
+        stream.confirmed = true;
+        // Everything since the opening goes out again, in the way that this peer acknowledges.
+        stream.send.lose_sent();
+        self.queue_data(key);
+        true
     }
 
     /// What the message says about acceptance. False when the stream is beyond talking to.
@@ -165,6 +197,8 @@ impl Session {
             Phase::Failed(_) => return false,
             Phase::Opening(opening) => {
                 let accepted = message.max.is_some() || message.off.is_some();
+                self.tongue = Tongue::Streams;
+                self.silent_since = None;
                 if !accepted {
                     opening.heard = true;
                     return message.ack.is_some();
@@ -229,7 +263,7 @@ impl Session {
 
     fn on_data(&mut self, now: Instant, key: Uuid, off: u64, data: bytes::Bytes, fin: bool) {
         let Some(stream) = self.streams.get_mut(&key) else { return };
-        if !stream.is_held() && !data.is_empty() && off + data.len() as u64 > stream.recv.ack() {
+        if !stream.is_held() && !data.is_empty() && off.saturating_add(data.len() as u64) > stream.recv.ack() {
             let error = Error::new(ErrorKind::Aborted, "the other side has closed the connection");
             self.reset_stream(now, key, error, true);
             self.remove(key);
@@ -260,4 +294,9 @@ impl Session {
             }
         }
     }
+}
+
+/// Whether a data message is of an old tongue: without any member of reliable streams.
+const fn is_old_data(message: &Message) -> bool {
+    message.off.is_none() && message.ack.is_none() && message.max.is_none() && !message.fin && !message.probe
 }

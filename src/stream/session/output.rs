@@ -8,7 +8,7 @@ use crate::envelope::frame_len;
 use crate::message::{self, Message, Type};
 use crate::stream::path::Path;
 
-use super::{EARLY_MAX, PathId, Phase, Session, Transmit};
+use super::{EARLY_MAX, PathId, Phase, Session, Tongue, Transmit};
 
 /// A chunk smaller than this is not squeezed into the rest of an event while more of its stream waits.
 const CHUNK_MIN: usize = 1024;
@@ -22,6 +22,9 @@ impl Session {
     /// relay takes another event now.
     pub fn poll_transmit(&mut self, now: Instant, has_room: &mut dyn FnMut(PathId) -> bool) -> Option<Transmit> {
         if let Some(transmit) = self.poll_opening(now, has_room) {
+            return Some(transmit);
+        }
+        if let Some(transmit) = self.poll_old(now, has_room) {
             return Some(transmit);
         }
         self.prune_data_queue();
@@ -42,7 +45,7 @@ impl Session {
         None
     }
 
-    fn usable(&self, now: Instant, id: PathId) -> bool {
+    pub(super) fn usable(&self, now: Instant, id: PathId) -> bool {
         self.paths.get(&id).is_some_and(|path| path.is_usable(now))
     }
 
@@ -71,9 +74,12 @@ impl Session {
             let Phase::Opening(opening) = &mut stream.phase else { continue };
             if !opening.sealed {
                 opening.sealed = true;
+                // An old peer may take data in the opening or drop it; nobody could tell.
+                let early = self.tongue == Tongue::Streams;
                 let room = path.plaintext_max.saturating_sub(opening.connect.encoded_len());
                 let size = message::data_that_fits(room).min(EARLY_MAX);
-                if let Some(chunk) = stream.send.take_early(size) {
+                opening.with_data = early;
+                if early && let Some(chunk) = stream.send.take_early(size) {
                     opening.early_end = chunk.range.end;
                     opening.connect.data = chunk.data;
                     opening.connect.fin = chunk.fin;
@@ -81,8 +87,15 @@ impl Session {
             }
             let messages = vec![opening.connect.clone()];
             let packet = path.note_control();
+            if self.tongue == Tongue::Unknown {
+                self.note_opening_sent(now, id, packet, key);
+            }
+            if self.tongue.is_old() {
+                self.open_old(now, key);
+            }
             self.queue_data(key);
-            return Some(Transmit { path: id, packet, messages, opening: Some(key) });
+            let wants_ok = self.tongue == Tongue::Unknown;
+            return Some(Transmit { opening: Some(key), wants_ok, ..Transmit::new(id, packet, messages) });
         }
         None
     }
@@ -141,14 +154,14 @@ impl Session {
             let Some(stream) = self.streams.get_mut(&key) else { continue };
             stream.queued_ack = false;
             if stream.owes_ack() {
-                let message = stream.ack_message(key);
+                let message = stream.ack_message(now, key);
                 used += message.encoded_len() + 1;
                 messages.push(message);
                 self.arm(key);
             }
         }
         let packet = self.note_packet(now, id, used, chunks);
-        Transmit { path: id, packet, messages, opening: None }
+        Transmit::new(id, packet, messages)
     }
 
     fn note_packet(&mut self, now: Instant, id: PathId, used: usize, chunks: Vec<(Uuid, u64)>) -> u64 {
@@ -192,7 +205,7 @@ impl Session {
             };
             stream.send.sent(&chunk, id, packet);
             stream.note_data_sent(now);
-            stream.fill_ack(&mut message, false);
+            stream.fill_ack(now, &mut message, false);
             message.sack.truncate(SACK_ON_DATA);
             message.off = Some(chunk.range.start);
             message.data = chunk.data;

@@ -7,7 +7,7 @@ use uuid::Uuid;
 use crate::error::{Error, ErrorKind};
 use crate::message::Message;
 
-use super::{OUT_OF_USE, PathId, Phase, Session};
+use super::{OUT_OF_USE, PathId, Phase, Session, Tongue};
 
 /// An opening fails when no relay has been reachable for so long.
 const UNREACHABLE_AFTER: Duration = Duration::from_secs(10);
@@ -75,7 +75,9 @@ impl Session {
             self.timers.retain(|&(_, timer)| timer != key);
             return;
         };
-        if matches!(stream.phase, Phase::Opening(_)) {
+        if stream.is_old() {
+            self.on_old_deadline(now, key);
+        } else if matches!(stream.phase, Phase::Opening(_)) {
             self.on_opening_deadline(now, key);
         } else if stream.is_stalled(now, &self.settings) {
             let error = Error::new(ErrorKind::Timeout, "the other side has not answered for too long");
@@ -91,7 +93,7 @@ impl Session {
                 && matches!(stream.phase, Phase::Open)
                 && stream.take_probe(now, &self.settings)
             {
-                let message = Message { probe: true, ..stream.ack_message(key) };
+                let message = Message { probe: true, ..stream.ack_message(now, key) };
                 self.reply(None, message);
             }
         }
@@ -112,6 +114,14 @@ impl Session {
             }
             // A path that comes up sends it at once.
             opening.next_at = (opening.since + UNREACHABLE_AFTER).max(now + Duration::from_secs(1));
+            return;
+        }
+        if self.tongue == Tongue::Unknown && !opening.heard && opening.presume_at.is_some_and(|at| now >= at) {
+            return self.presume_old(now);
+        }
+        // Known meanwhile, by another stream.
+        opening.presume_at = opening.presume_at.filter(|&at| now < at);
+        if now < opening.next_at && waited < self.settings.open_timeout {
             return;
         }
         if waited >= self.settings.open_timeout {
