@@ -1,0 +1,76 @@
+//! The README tells the truth about the command line: the help text of every command stands in it word for word.
+
+#![allow(clippy::unwrap_used, reason = "a panic is the failure report of a test")]
+
+use std::process::Command;
+
+use clap::CommandFactory;
+use nws::cli::Cli;
+
+const README: &str = include_str!("../README.md");
+
+/// Columns that the help texts in the README are wrapped to.
+const COLUMNS: &str = "80";
+
+/// Every command by its words, `nws` itself first; taken from the parser, so that a new one cannot be forgotten.
+fn commands() -> Vec<Vec<String>> {
+    fn walk(command: &clap::Command, words: &[String], out: &mut Vec<Vec<String>>) {
+        out.push(words.to_vec());
+        for sub in command.get_subcommands().filter(|sub| sub.get_name() != "help") {
+            walk(sub, &[words, &[sub.get_name().to_owned()]].concat(), out);
+        }
+    }
+    let mut out = Vec::new();
+    walk(&Cli::command(), &[], &mut out);
+    out
+}
+
+/// What the binary prints. Neither of its streams is a terminal here, so it wraps at what `COLUMNS` says.
+fn help(words: &[String]) -> String {
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_nws")).args(words).arg("--help").env("COLUMNS", COLUMNS).output().unwrap();
+    assert!(output.status.success(), "{words:?}");
+    // The names of the programs differ on systems with an .exe.
+    String::from_utf8(output.stdout).unwrap().replace("nws.exe", "nws")
+}
+
+/// The fenced block behind the heading of a command.
+fn block(title: &str) -> Option<&'static str> {
+    let (_, section) = README.split_once(&format!("\n### `{title}`\n"))?;
+    let section = section.split("\n#").next()?;
+    let (_, rest) = section.split_once("```text\n")?;
+    rest.split_once("```").map(|(block, _)| block)
+}
+
+/// Lines without the spaces at their ends, which editors remove.
+fn trimmed(text: &str) -> String {
+    text.trim().lines().map(str::trim_end).collect::<Vec<_>>().join("\n")
+}
+
+#[test]
+fn the_help_text_of_every_command_stands_in_the_readme() {
+    let commands = commands();
+    assert!(commands.len() >= 8, "{commands:?}");
+    for words in commands {
+        let title = [&["nws".to_owned()][..], &words].concat().join(" ");
+        let block = block(&title).unwrap_or_else(|| panic!("README.md has no ```text block under ### `{title}`"));
+        let help = help(&words);
+        assert_eq!(
+            trimmed(block),
+            trimmed(&help),
+            "README.md, ### `{title}`: replace the block by the output of `COLUMNS={COLUMNS} {title} --help | cat`"
+        );
+    }
+}
+
+#[test]
+fn the_files_that_the_readme_points_to_exist() {
+    let links = README.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+    let files = links.filter(|link| !link.contains("://") && !link.starts_with('#'));
+    let files: Vec<&str> = files.filter_map(|link| link.split('#').next()).collect();
+    assert!(files.len() > 4, "{files:?}");
+    for file in files {
+        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        assert!(path.exists(), "README.md points to {file}, which does not exist");
+    }
+}
