@@ -2,7 +2,7 @@
 //! understood on receipt), and how much fits into it (`docs/protocol.md`, sections 1 and 3, "Sizes" and "Trust").
 //!
 //! The event's JSON is written and hashed here directly, once: the general builder makes a tree of it and hashes it
-//! twice, which costs more than the encryption (`docs/performance.md`).
+//! twice, which costs more than the encryption (`docs/architecture.md`).
 
 mod incoming;
 mod size;

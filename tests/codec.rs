@@ -63,11 +63,11 @@ prop_compose! {
     fn message()(
         (key, kind, data) in (any::<u128>(), kind(), vec(any::<u8>(), 0..200)),
         (destination, entry_public_address, code, reason) in (some_text(), some_text(), some_text(), some_text()),
-        (nws, off, ack, max) in (option::of(any::<u32>()), option::of(number()), option::of(number()), option::of(number())),
+        (port, nws, off, ack, max) in (option::of(any::<u16>()), option::of(any::<u32>()), option::of(number()), option::of(number()), option::of(number())),
         (fin, probe, sack, auth) in (any::<bool>(), any::<bool>(), sack(), auth()),
     ) -> Message {
         Message {
-            key: Uuid::from_u128(key), kind, data: data.into(), destination, entry_public_address,
+            key: Uuid::from_u128(key), kind, data: data.into(), destination, port, entry_public_address,
             nws, off, fin, ack, sack, max, probe, code, reason, auth,
         }
     }
@@ -156,6 +156,7 @@ fn every_member_stands_where_the_protocol_says() {
         kind: Type::Connect,
         data: Bytes::from_static(b"hi"),
         destination: Some("a:1".into()),
+        port: Some(1),
         entry_public_address: Some("b:2".into()),
         nws: Some(1),
         off: Some(0),
@@ -170,7 +171,7 @@ fn every_member_stands_where_the_protocol_says() {
     };
     let expected = concat!(
         r#"{"key":"3b1f09a8-2b10-4daa-880c-2a392e781f09","type":"CONNECT","data":"aGk=","destination":"a:1","#,
-        r#""entryPublicAddress":"b:2","nws":1,"off":0,"fin":true,"ack":3,"sack":[[7,9],[4,5]],"#,
+        r#""entryPublicAddress":"b:2","port":1,"nws":1,"off":0,"fin":true,"ack":3,"sack":[[7,9],[4,5]],"#,
         r#""max":18446744073709551615,"probe":true,"code":"c","reason":"\"r\"","auth":{"id":1}}"#,
     );
     assert_eq!(encode(std::slice::from_ref(&message)), expected);

@@ -66,7 +66,7 @@ pub enum Command {
     /// Offer local services under a .nostr name.
     ///
     /// The exit needs no public address and no open port: it connects to its relays, and serves whoever sends it
-    /// messages there. It prints its name when it is ready. Its secret key is made on first start and kept in a file;
+    /// messages there. It prints its name. Its secret key is made on first start and kept in a file;
     /// the environment variable NWS_PRIVATE_KEY (hex or nsec1...) takes its place where there is no disk.
     Exit(ExitArgs),
     /// Run a small Nostr relay in memory.

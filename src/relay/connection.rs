@@ -21,10 +21,10 @@ use super::frame::{self, RelayFrame};
 use super::link::{Arrival, Attached, Control, Notice, Outgoing, Shared};
 use super::nip11;
 use super::transport::{self, Transport};
-use crate::envelope::EventLimits;
+use crate::envelope::{EventLimits, KIND_MESSAGE};
 
 /// Largest frame taken from a relay: far more than any event of ours, and a bound on what a relay can make us hold.
-const FRAME_MAX: usize = 4 * 1024 * 1024;
+const FRAME_MAX: usize = 256 * 1024;
 /// Events whose `OK` is remembered to be owed; relays that never send one must not make the list grow.
 const PUBLISHED_MAX: usize = 4096;
 /// Pause before a subscription that the relay has ended is asked for again.
@@ -49,6 +49,8 @@ struct Inner {
     /// Proofs under way, by the id of their event.
     proofs: HashMap<String, PublicKey>,
     proven: HashSet<PublicKey>,
+    /// Subscriptions that are asked for again, and since when.
+    resubscribed: HashMap<u64, Instant>,
     /// Attachments that wait for a challenge.
     waiting: Vec<u64>,
 }
@@ -254,7 +256,7 @@ async fn on_frame(talk: &Talk<'_>, text: &str) {
                 let state = shared.state();
                 state.attached.get(&number).and_then(|a| a.subscription.as_ref()).map(|s| s.arrivals.clone())
             };
-            if let Some(arrivals) = arrivals {
+            if let Some(arrivals) = arrivals.filter(|_| event.kind == KIND_MESSAGE) {
                 // A full channel makes the relay wait, which is what it is for.
                 let _ = arrivals.send(Arrival { path: shared.id, event }).await;
             }
@@ -319,6 +321,15 @@ fn on_closed(talk: &Talk<'_>, subscription: &str, reason: &str) {
 fn again_later(talk: &Talk<'_>, number: u64) {
     let shared = talk.shared;
     let Some(attached) = shared.state().attached.get(&number).cloned() else { return };
+    let now = Instant::now();
+    {
+        // One attempt at a time, however often the relay says no.
+        let mut inner = talk.inner();
+        inner.resubscribed.retain(|_, at| *at + RESUBSCRIBE_PAUSE > now);
+        if inner.resubscribed.insert(number, now).is_some() {
+            return;
+        }
+    }
     let (answers, id, limits) = (talk.answers.clone(), shared.id, shared.state().up);
     tokio::spawn(async move {
         sleep(RESUBSCRIBE_PAUSE).await;

@@ -256,6 +256,8 @@ impl Attachment {
         let outgoing = &self.link.shared.outgoing;
         // All permits together mean an empty queue; the last batch may be in the socket's buffer, where it is safe.
         let _ = tokio::time::timeout(limit, outgoing.reserve_many(OUTGOING_MAX)).await;
+        // Others may have found no room meanwhile.
+        self.link.shared.tell_room();
     }
 
     /// The link that this holds.

@@ -17,7 +17,7 @@ use crate::tunnel::Tunnel;
 /// When an address cannot be listened on or the information file cannot be written.
 pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     let limits = Arc::new(config.limits);
-    let slots = Arc::new(Semaphore::new(limits.proxy_connections));
+    let slots = Arc::new(Semaphore::new(limits.proxy_connections.min(Semaphore::MAX_PERMITS)));
     let mut listeners = Vec::new();
     for address in &config.proxy.listen {
         let failed = |source| RunError::Listen { address: address.to_string(), source };

@@ -22,7 +22,6 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
         ..RelayServerOptions::default()
     };
     let server = RelayServer::bind(address, options).map_err(failed)?;
-    tracing::info!(url = %server.url(), "the relay listens");
     let _info = Info::new(vec![server.local_addr()]).write_if(settings.info_file.as_deref())?;
     server.run(shutdown.token().clone()).await;
     Ok(())

@@ -99,11 +99,13 @@ impl Path {
         self.out_of_use_until = Some(now + pause);
     }
 
-    /// Back in use when the pause is over.
-    pub(super) fn end_of_pause(&mut self, now: Instant) {
-        if self.out_of_use_until.is_some_and(|until| now >= until) {
+    /// Back in use when the pause is over; true when that is now.
+    pub(super) fn end_of_pause(&mut self, now: Instant) -> bool {
+        let over = self.out_of_use_until.is_some_and(|until| now >= until);
+        if over {
             self.put_in_use();
         }
+        over
     }
 
     /// Back in use.

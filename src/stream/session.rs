@@ -224,17 +224,22 @@ impl Session {
         path.plaintext_max = plaintext_max;
         path.put_in_use();
         self.trouble = None;
-        for (&key, stream) in &mut self.streams {
-            if let Phase::Opening(opening) = &mut stream.phase {
-                self.opening_queue.push_back((key, id));
-                opening.note_sent(now);
-            }
-        }
+        self.repeat_openings(now, id);
         // A greeting on this very path: the peer learns that we are back there, and its answer tells us the same.
         let greeting = self.streams.iter_mut().find(|(_, stream)| matches!(stream.phase, Phase::Open));
         if let Some((&key, stream)) = greeting {
             let message = Message { probe: true, ..stream.ack_message(now, key) };
             self.replies.push_back((Some(id), message));
+        }
+    }
+
+    /// Openings that wait go out on a path that can be used from now on.
+    fn repeat_openings(&mut self, now: Instant, id: PathId) {
+        for (&key, stream) in &mut self.streams {
+            if let Phase::Opening(opening) = &mut stream.phase {
+                self.opening_queue.push_back((key, id));
+                opening.note_sent(now);
+            }
         }
     }
 
@@ -267,8 +272,10 @@ impl Session {
             Refusal::RateLimited => {
                 path.put_out_of_use(now, PAUSE);
                 let sent = packet.and_then(|packet| Some((packet, path.take(packet)?)));
-                // One reaction for all that were under way together.
-                path.congestion.lost(now, sent.as_ref().map_or(now - PAUSE, |(_, sent)| sent.at));
+                if let Some((_, sent)) = &sent {
+                    // One reaction for all that were under way together.
+                    path.congestion.lost(now, sent.at);
+                }
                 self.resend(id, sent);
             }
             Refusal::Absent(why) | Refusal::NotServed(why) => {
@@ -559,9 +566,12 @@ impl Session {
             tell && !stream.is_old() && !matches!(&stream.phase, Phase::Opening(opening) if opening.attempts == 0);
         let flights = stream.send.take_flights();
         stream.send.clear();
+        let was_opening = matches!(stream.phase, Phase::Opening(_));
         stream.phase = Phase::Failed(error.clone());
         self.forget_flights(flights);
-        self.opening_queue.retain(|&(opening, _)| opening != key);
+        if was_opening {
+            self.opening_queue.retain(|&(opening, _)| opening != key);
+        }
         if tell {
             self.reply(None, reset(key, &error));
         }
@@ -597,7 +607,11 @@ impl Session {
             }
             self.forget_flights(stream.send.take_flights());
         }
-        self.opening_queue.retain(|&(opening, _)| opening != key);
+    }
+
+    /// Answers an opening that is not believed.
+    pub fn refuse(&mut self, path: PathId, key: Uuid, error: &Error) {
+        self.reply(Some(path), reset(key, error));
     }
 
     fn reply(&mut self, path: Option<PathId>, message: Message) {

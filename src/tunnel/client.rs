@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Instant;
 
 use nostr::{Keys, PublicKey, RelayUrl};
@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::driver::{Driver, Recent, Sent};
+use super::driver::{Driver, OPENINGS_MIN, Recent, Sent};
 use super::memory::Memory;
 use super::shared::Shared;
 use super::stream::TunnelStream;
@@ -34,7 +34,8 @@ struct SessionId {
 
 struct Client {
     shared: Arc<Shared>,
-    links: Vec<Arc<Link>>,
+    /// Held by the session while it lives, and not by us.
+    links: Vec<Weak<Link>>,
 }
 
 /// Opens streams to exits; see the module.
@@ -117,7 +118,7 @@ impl Tunnel {
             && client.shared.engine().check().is_ok()
         {
             // A relay in a long pause is worth another try now.
-            client.links.iter().for_each(|link| link.nudge());
+            client.links.iter().filter_map(Weak::upgrade).for_each(|link| link.nudge());
             return Ok(Arc::clone(&client.shared));
         }
         sessions.retain(|_, client| client.shared.engine().check().is_ok());
@@ -159,10 +160,11 @@ impl Tunnel {
             memory: Some(Arc::clone(&self.memory)),
             tongue,
             old_events: Recent::default(),
+            prune_at: OPENINGS_MIN,
             openings: HashMap::new(),
             sent: Sent::default(),
         };
         self.drivers.spawn(driver.run(self.end.clone()));
-        Ok(Client { shared, links })
+        Ok(Client { shared, links: links.iter().map(Arc::downgrade).collect() })
     }
 }

@@ -31,6 +31,8 @@ const SENT_MAX: usize = 2048;
 const FAREWELL: Duration = Duration::from_millis(500);
 /// How long the session of an old entry outlives its stream.
 const PASSING: Duration = Duration::from_secs(5);
+/// Openings kept before those no longer needed are looked for.
+pub(super) const OPENINGS_MIN: usize = 256;
 /// How often an idle session looks whether it is still wanted.
 const IDLE_CHECK: Duration = Duration::from_secs(10);
 
@@ -51,7 +53,16 @@ pub(super) struct Driver {
     /// Events without offsets that have been taken in.
     pub(super) old_events: Recent,
     pub(super) openings: HashMap<Uuid, SealedEvent>,
+    /// At how many openings those no longer needed are looked for.
+    pub(super) prune_at: usize,
     pub(super) sent: Sent,
+}
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        // Also after a panic: nobody may wait for a session that nothing moves.
+        self.shared.close(Error::new(ErrorKind::Internal, "the session has broken down"));
+    }
 }
 
 /// Which packet an event was, to understand a relay's refusal.
@@ -162,9 +173,7 @@ impl Driver {
         self.shared.engine().session.reset_all(Instant::now(), &error);
         self.shared.close(error);
         while self.send_what_is_due() {}
-        for attachment in self.attachments.values() {
-            attachment.sent(FAREWELL).await;
-        }
+        futures_util::future::join_all(self.attachments.values().map(|attachment| attachment.sent(FAREWELL))).await;
     }
 
     fn take_in_what_is_there(&mut self, batch: &mut Vec<Arrival>) {
@@ -229,9 +238,10 @@ impl Driver {
 
     /// Forgets the openings of streams that are open or gone.
     fn prune_openings(&mut self) {
-        if self.openings.len() > 256 {
+        if self.openings.len() >= self.prune_at {
             let mut engine = self.shared.engine();
             self.openings.retain(|key, _| engine.session.is_open(*key).is_ok_and(|open| !open));
+            self.prune_at = (self.openings.len() * 2).max(OPENINGS_MIN);
         }
     }
 
@@ -279,11 +289,15 @@ impl Driver {
                 continue;
             }
             let now = Instant::now();
-            let messages = match &self.door {
+            let (messages, refused) = match &self.door {
                 Some(door) => admit(&door.replays, &self.shared, &event, messages),
-                None => messages,
+                None => (messages, None),
             };
-            self.shared.engine().session.handle(now, path, messages);
+            let mut engine = self.shared.engine();
+            engine.session.handle(now, path, messages);
+            if let Some((key, error)) = refused {
+                engine.session.refuse(path, key, &error);
+            }
         }
         self.tell_audience();
     }
@@ -317,17 +331,22 @@ pub(super) fn admit(
     shared: &Shared,
     event: &crate::envelope::IncomingEvent,
     messages: Vec<Message>,
-) -> Vec<Message> {
+) -> (Vec<Message>, Option<(Uuid, Error)>) {
     let opens = |message: &Message| matches!(message.kind, Type::Connect | Type::ConnectReverse);
-    if !messages.iter().any(opens) {
-        return messages;
-    }
+    let Some(opening) = messages.iter().find(|message| opens(message)).map(|message| message.key) else {
+        return (messages, None);
+    };
     let verdict = match event.verify() {
         Ok(()) => replays.admit(event, unix_now()),
-        Err(error) => Err(error.to_string()),
+        Err(error) => {
+            tracing::debug!(%error, "an opening is not believed");
+            return (Vec::new(), None);
+        }
     };
+    // A client whose clock is wrong had better know it than wait.
+    let refused = verdict.as_ref().err().map(|why| (opening, Error::new(ErrorKind::Denied, why.clone())));
     let engine = shared.engine();
-    messages
+    let messages = messages
         .into_iter()
         .filter(|message| match &verdict {
             Ok(true) => true,
@@ -338,7 +357,8 @@ pub(super) fn admit(
                 !opens(message)
             }
         })
-        .collect()
+        .collect();
+    (messages, refused)
 }
 
 fn plaintext_max(limits: EventLimits) -> usize {

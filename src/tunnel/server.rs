@@ -12,7 +12,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::driver::{Driver, Recent, Sent, admit, unix_now};
+use super::driver::{Driver, OPENINGS_MIN, Recent, Sent, admit, unix_now};
 use super::replay::ReplayGuard;
 use super::shared::Shared;
 use super::stream::TunnelStream;
@@ -167,6 +167,7 @@ impl Acceptor {
         let end = CancellationToken::new();
         let replays = Arc::new(ReplayGuard::new(limits.message_age, unix_now()));
         let drivers = TaskTracker::new();
+        let (ended_tx, ended) = mpsc::unbounded_channel();
         let dispatcher = Dispatcher {
             keys,
             links,
@@ -177,10 +178,11 @@ impl Acceptor {
             strangers: (Instant::now(), 0),
             early: Early::default(),
             up: up_tx,
+            ended: ended_tx,
             end: end.clone(),
             drivers: drivers.clone(),
         };
-        tokio::spawn(end.clone().run_until_cancelled_owned(dispatcher.run(arrivals, notices)));
+        tokio::spawn(end.clone().run_until_cancelled_owned(dispatcher.run(arrivals, notices, ended)));
         Self { offers, up, drivers, end: end.clone(), _end: end.drop_guard() }
     }
 
@@ -247,12 +249,19 @@ struct Dispatcher {
     strangers: (Instant, u32),
     early: Early,
     up: watch::Sender<usize>,
+    /// Where sessions tell that they have ended.
+    ended: mpsc::UnboundedSender<PublicKey>,
     end: CancellationToken,
     drivers: TaskTracker,
 }
 
 impl Dispatcher {
-    async fn run(mut self, mut arrivals: mpsc::Receiver<Arrival>, mut notices: mpsc::UnboundedReceiver<Notice>) {
+    async fn run(
+        mut self,
+        mut arrivals: mpsc::Receiver<Arrival>,
+        mut notices: mpsc::UnboundedReceiver<Notice>,
+        mut ended: mpsc::UnboundedReceiver<PublicKey>,
+    ) {
         let mut connected = std::collections::HashSet::new();
         loop {
             tokio::select! {
@@ -264,8 +273,16 @@ impl Dispatcher {
                     }
                     self.up.send_replace(connected.len());
                 }
+                Some(gone) = ended.recv() => self.forget(&gone),
                 Some(arrival) = arrivals.recv() => self.dispatch(arrival).await,
             }
+        }
+    }
+
+    /// A session has ended by itself.
+    fn forget(&mut self, author: &PublicKey) {
+        if self.sessions.get(author).is_some_and(|peer| peer.shared.engine().check().is_err()) {
+            self.sessions.remove(author);
         }
     }
 
@@ -291,11 +308,17 @@ impl Dispatcher {
         // The signature first: it costs less than the key derivation that an unsigned event must not get for free.
         let conversation = match event.verify().and_then(|()| Conversation::new(self.keys.clone(), event.author)) {
             Ok(conversation) => conversation,
-            Err(error) => return tracing::debug!(%error, "an event of a stranger is dropped"),
+            Err(error) => {
+                tracing::debug!(%error, "an event of a stranger is dropped");
+                return;
+            }
         };
         let messages = match conversation.open(&event) {
             Ok(messages) => messages,
-            Err(error) => return tracing::debug!(%error, "an event of a stranger is dropped"),
+            Err(error) => {
+                tracing::debug!(%error, "an event of a stranger is dropped");
+                return;
+            }
         };
         if !messages.iter().any(|message| message.kind == Type::Connect) {
             if messages.iter().any(|message| message.off.is_none() && !message.data.is_empty()) {
@@ -312,7 +335,10 @@ impl Dispatcher {
             return self.say(path, &conversation, &resets);
         }
         let shared = Arc::new(Shared::new(Side::Exit, Settings::from(&*self.limits), Tongue::Unknown));
-        let messages = admit(&self.door.replays, &shared, &event, messages);
+        let (messages, refused) = admit(&self.door.replays, &shared, &event, messages);
+        if let Some((key, error)) = refused {
+            return self.say(path, &conversation, &[reset(key, &error)]);
+        }
         if messages.is_empty() {
             return;
         }
@@ -340,11 +366,17 @@ impl Dispatcher {
             memory: None,
             tongue: Tongue::Unknown,
             old_events: Recent::default(),
+            prune_at: OPENINGS_MIN,
             openings: HashMap::new(),
             sent: Sent::default(),
         };
         tracing::debug!(sessions = self.sessions.len() + 1, "a new client");
-        self.drivers.spawn(driver.run(self.end.clone()));
+        let (end, ended) = (self.end.clone(), self.ended.clone());
+        self.drivers.spawn(async move {
+            driver.run(end).await;
+            // Nobody is left to hear it when the exit ends.
+            let _ = ended.send(peer);
+        });
         for arrival in self.early.take(&peer) {
             // There is room in a new channel for the few that are kept.
             let _ = arrivals_tx.try_send(arrival);

@@ -30,17 +30,21 @@ impl Session {
         self.prune_data_queue();
         if let Some(path) = self.reply_path(now, has_room) {
             let with_data = self.paths.get(&path).is_some_and(Path::has_window);
-            return Some(self.pack(now, path, with_data));
+            if let Some(transmit) = self.pack(now, path, with_data) {
+                return Some(transmit);
+            }
         }
         if !self.data_queue.is_empty()
             && let Some(path) = self.pick(now, has_room, true)
         {
-            return Some(self.pack(now, path, true));
+            if let Some(transmit) = self.pack(now, path, true) {
+                return Some(transmit);
+            }
         }
         if !self.ack_queue.is_empty() {
             let last = self.last_heard_on.filter(|id| self.usable(now, *id) && has_room(*id));
             let path = last.or_else(|| self.pick(now, has_room, false))?;
-            return Some(self.pack(now, path, false));
+            return self.pack(now, path, false);
         }
         None
     }
@@ -131,8 +135,8 @@ impl Session {
         }
     }
 
-    /// Fills one event for a path: replies, then acknowledgements, then data as far as it fits.
-    fn pack(&mut self, now: Instant, id: PathId, with_data: bool) -> Transmit {
+    /// Fills one event for a path: replies, then data as far as it fits, then acknowledgements.
+    fn pack(&mut self, now: Instant, id: PathId, with_data: bool) -> Option<Transmit> {
         let budget = self.paths.get(&id).map_or(0, |path| path.plaintext_max);
         let mut messages: Vec<Message> = Vec::new();
         // Brackets of a batch; each message adds its own length and a comma.
@@ -160,8 +164,12 @@ impl Session {
                 self.arm(key);
             }
         }
+        if messages.is_empty() {
+            // What waited has gone along with something else.
+            return None;
+        }
         let packet = self.note_packet(now, id, used, chunks);
-        Transmit::new(id, packet, messages)
+        Some(Transmit::new(id, packet, messages))
     }
 
     fn note_packet(&mut self, now: Instant, id: PathId, used: usize, chunks: Vec<(Uuid, u64)>) -> u64 {

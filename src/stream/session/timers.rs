@@ -26,7 +26,9 @@ impl Session {
 
     /// Does what is due at `now`.
     pub fn handle_timeout(&mut self, now: Instant) {
-        self.paths.values_mut().for_each(|path| path.end_of_pause(now));
+        let back: Vec<PathId> =
+            self.paths.iter_mut().filter_map(|(&id, path)| path.end_of_pause(now).then_some(id)).collect();
+        back.into_iter().for_each(|id| self.repeat_openings(now, id));
         self.detect_losses(now);
         self.probe_paths(now);
         while let Some(&(at, key)) = self.timers.first() {
@@ -107,7 +109,8 @@ impl Session {
         let Some(stream) = self.streams.get_mut(&key) else { return };
         let Phase::Opening(opening) = &mut stream.phase else { return };
         let waited = now.saturating_duration_since(opening.since);
-        if up.is_empty() {
+        let connected = self.paths.values().any(|path| path.up);
+        if up.is_empty() && !connected {
             if waited >= UNREACHABLE_AFTER.min(self.settings.open_timeout) {
                 self.fail_unreachable(now, key);
                 return;
@@ -138,7 +141,7 @@ impl Session {
         for id in up {
             // The best path is enough at first; paths where the peer has not been heard are tried beside it.
             let wanted = !first || best.is_none() || best == Some(id) || !self.paths[&id].is_proven();
-            if wanted && !self.opening_queue.contains(&(key, id)) {
+            if wanted && (first || !self.opening_queue.contains(&(key, id))) {
                 self.opening_queue.push_back((key, id));
             }
         }
