@@ -240,7 +240,7 @@ async fn one_dead_relay_of_two_harms_nothing() {
 async fn a_relay_that_only_the_proxy_is_on_harms_nothing() {
     let service = backends::http().await;
     let (one, other) = (TestRelay::start(), TestRelay::start());
-    let mut setup = Setup::new(&[one.url.clone()], &[(80, service.addr)]);
+    let mut setup = Setup::new(std::slice::from_ref(&one.url), &[(80, service.addr)]);
     setup.proxy_relays = vec![other.url.clone(), one.url.clone()];
     let world = setup.start().await;
     soon("a download", world.download(80, 1_000_000)).await;
