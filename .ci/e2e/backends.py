@@ -6,7 +6,6 @@ import http.server
 import os
 import random
 import shutil
-import socket
 import socketserver
 import ssl
 import subprocess

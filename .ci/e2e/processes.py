@@ -59,7 +59,8 @@ class Process:
         environment.update(env or {})
         with open(log, "ab") as output:
             self.child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment, preexec_fn=usual_limits
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=output, env=environment,
+                preexec_fn=usual_limits
             )
 
     @property
