@@ -110,7 +110,8 @@ def stalled_reader(world):
     assert not over, f"more than {MEMORY_BOUND} MiB: {text}"
     assert offered < MEMORY_BOUND, f"{offered} MiB have left the server for a reader that took one"
     return (f"{world.stall} s; the server got rid of {offered} MiB; peaks: {text} (bound {MEMORY_BOUND} MiB); "
-            f"{requests} pages meanwhile, slowest {slowest:.2f} s, and 64 MiB; then read on at {speed(128 * MIB, seconds)}")
+            f"{requests} pages meanwhile, slowest {slowest:.2f} s, and 64 MiB; "
+            f"then read on at {speed(128 * MIB, seconds)}")
 
 
 @check(60)
