@@ -5,7 +5,9 @@
 mod input;
 mod old;
 mod output;
+mod paths;
 mod timers;
+mod types;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::time::{Duration, Instant};
@@ -16,115 +18,15 @@ use uuid::Uuid;
 use crate::error::{Error, ErrorKind};
 use crate::message::{Message, Type, VERSION};
 
-use super::path::{Path, Sent};
-use super::send::Flight;
+use super::path::Path;
 use super::state::{Opening, Phase, Stream};
 use super::tombstone::{LastWord, Tombstones, reset};
 use super::{PacketId, PathId, Settings};
 
+pub use types::{Event, Incoming, Refusal, Side, Tongue, Transmit};
+
 /// Most bytes of early data in a `CONNECT`: it must fit the smallest relay beside everything else.
 const EARLY_MAX: usize = 16 * 1024;
-
-/// Which end of the session this is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Side {
-    /// Opens streams.
-    Proxy,
-    /// Accepts streams.
-    Exit,
-}
-
-/// A stream that the peer asks for.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Incoming {
-    /// Its key.
-    pub key: Uuid,
-    /// Host, with or without a port, as the peer wrote it.
-    pub destination: Option<String>,
-    /// The port, where it was said apart.
-    pub port: Option<u16>,
-    /// Client authorization, as JSON text.
-    pub auth: Option<String>,
-}
-
-/// How a peer talks. A proxy learns it of an exit and had better remember it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum Tongue {
-    /// Nothing is known.
-    Unknown,
-    /// Reliable streams.
-    Streams,
-    /// Not reliable streams, it seems: it is spoken to in both old tongues until it answers.
-    Both,
-    /// NIP-74 as written: data is `DATA`.
-    Nip74,
-    /// The Go program: data is `SOCKS5RESPONSE`.
-    Deployed,
-    /// It has never answered anything, in whatever tongue.
-    Silent,
-}
-
-impl Tongue {
-    /// Whether the old way of talking is to be used.
-    #[must_use]
-    pub const fn is_old(self) -> bool {
-        matches!(self, Self::Both | Self::Nip74 | Self::Deployed)
-    }
-}
-
-/// What the program is to know.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// The peer opens a stream: answer with [`Session::accept`] or [`Session::reject`].
-    Incoming(Incoming),
-    /// A stream has bytes to read, has ended, was accepted or has failed.
-    Readable(Uuid),
-    /// A stream takes bytes again, has been acknowledged, was accepted or has failed.
-    Writable(Uuid),
-}
-
-/// An event to encrypt, sign and publish.
-#[derive(Debug, Clone)]
-pub struct Transmit {
-    /// On which relay.
-    pub path: PathId,
-    /// Its number there, by which a refusal is reported back.
-    pub packet: PacketId,
-    /// What is in it.
-    pub messages: Vec<Message>,
-    /// The `CONNECT` of this stream: published again as the very same event whenever it comes again.
-    pub opening: Option<Uuid>,
-    /// Relays that the very same event also goes to.
-    pub also: Vec<PathId>,
-    /// Whether [`Session::taken`] is to be told when the relay on `path` has taken it.
-    pub wants_ok: bool,
-}
-
-impl Transmit {
-    fn new(path: PathId, packet: PacketId, messages: Vec<Message>) -> Self {
-        Self { path, packet, messages, opening: None, also: Vec::new(), wants_ok: false }
-    }
-
-    fn old(path: PathId, packet: PacketId, message: Message, also: Vec<PathId>, wants_ok: bool) -> Self {
-        Self { also, wants_ok, ..Self::new(path, packet, vec![message]) }
-    }
-}
-
-/// Why a relay did not take an event (`OK false`, NIP-01).
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Refusal {
-    /// Too many, too fast.
-    RateLimited,
-    /// Nobody listens there at the moment.
-    Absent(String),
-    /// The relay will not serve us: it forbids, or wants something first.
-    NotServed(String),
-    /// The event is too long.
-    TooLarge,
-    /// Anything else: a hint only, the acknowledgements decide.
-    Other,
-}
 
 /// See the module.
 #[derive(Debug)]
@@ -206,93 +108,6 @@ impl Session {
             last_heard_on: None,
             trouble: None,
             strangers: (None, 0),
-        }
-    }
-
-    /// The relay is connected and subscribed to, and takes events with this much plaintext.
-    pub fn path_up(&mut self, now: Instant, id: PathId, plaintext_max: usize) {
-        let settings = &self.settings;
-        let path =
-            self.paths.entry(id).or_insert_with(|| Path::new(settings.path_window_max, settings.path_events_max));
-        if path.up {
-            // Connected anew, or served after all: what was refused or lost there goes out again.
-            let sent = path.take_all();
-            self.resend(id, sent);
-        }
-        let Some(path) = self.paths.get_mut(&id) else { return };
-        path.up = true;
-        path.plaintext_max = plaintext_max;
-        path.put_in_use();
-        self.trouble = None;
-        self.repeat_openings(now, id);
-        // A greeting on this very path: the peer learns that we are back there, and its answer tells us the same.
-        let greeting = self.streams.iter_mut().find(|(_, stream)| matches!(stream.phase, Phase::Open));
-        if let Some((&key, stream)) = greeting {
-            let message = Message { probe: true, ..stream.ack_message(now, key) };
-            self.replies.push_back((Some(id), message));
-        }
-    }
-
-    /// Openings that wait go out on a path that can be used from now on.
-    fn repeat_openings(&mut self, now: Instant, id: PathId) {
-        for (&key, stream) in &mut self.streams {
-            if let Phase::Opening(opening) = &mut stream.phase {
-                self.opening_queue.push_back((key, id));
-                opening.note_sent(now);
-            }
-        }
-    }
-
-    /// The relay's limit has become known.
-    pub fn path_limit(&mut self, id: PathId, plaintext_max: usize) {
-        if let Some(path) = self.paths.get_mut(&id) {
-            path.plaintext_max = plaintext_max;
-        }
-    }
-
-    /// The relay is gone, and what was under way there with it.
-    pub fn path_down(&mut self, now: Instant, id: PathId, why: &str) {
-        self.trouble = Some(why.to_owned());
-        if let Some(path) = self.paths.get_mut(&id) {
-            let sent = path.take_all();
-            let rtt = path.rtt.clone();
-            *path = Path::new(self.settings.path_window_max, self.settings.path_events_max);
-            path.rtt = rtt;
-            self.resend(id, sent);
-        }
-        self.opening_queue.retain(|&(_, path)| path != id);
-        self.fail_openings_without_path(now);
-    }
-
-    /// The relay refused an event.
-    pub fn refused(&mut self, now: Instant, id: PathId, packet: Option<PacketId>, refusal: Refusal) {
-        let Some(path) = self.paths.get_mut(&id) else { return };
-        let absent = matches!(refusal, Refusal::Absent(_));
-        match refusal {
-            Refusal::RateLimited => {
-                path.put_out_of_use(now, PAUSE);
-                let sent = packet.and_then(|packet| Some((packet, path.take(packet)?)));
-                if let Some((_, sent)) = &sent {
-                    // One reaction for all that were under way together.
-                    path.congestion.lost(now, sent.at);
-                }
-                self.resend(id, sent);
-            }
-            Refusal::Absent(why) | Refusal::NotServed(why) => {
-                path.put_out_of_use(now, if absent { PAUSE } else { OUT_OF_USE });
-                self.trouble = Some(why);
-                let sent = path.take_all();
-                self.resend(id, sent);
-            }
-            Refusal::TooLarge => {
-                let sent = packet.and_then(|packet| Some((packet, path.take(packet)?)));
-                // Half of what was refused: several that are under way together teach one lesson, not many.
-                // A refused opening teaches nothing: it is short as it is, and repeated as it is.
-                let refused = sent.as_ref().map_or(usize::MAX, |(_, sent)| sent.plaintext);
-                path.plaintext_max = path.plaintext_max.min((refused / 2).max(PLAINTEXT_MIN));
-                self.resend(id, sent);
-            }
-            Refusal::Other => {}
         }
     }
 
@@ -500,11 +315,6 @@ impl Session {
         }
     }
 
-    /// The best guess at the time to the peer and back.
-    fn round_trip(&self) -> Duration {
-        self.paths.values().filter_map(|path| path.rtt.measured()).min().unwrap_or(Duration::from_millis(100))
-    }
-
     fn queue_data(&mut self, key: Uuid) {
         if let Some(stream) = self.streams.get_mut(&key)
             && !stream.queued_data
@@ -542,19 +352,6 @@ impl Session {
         }
     }
 
-    /// Chunks of events that did not arrive go out again.
-    fn resend(&mut self, path: PathId, events: impl IntoIterator<Item = (PacketId, Sent)>) {
-        for (packet, sent) in events {
-            for (key, start) in sent.chunks {
-                if let Some(stream) = self.streams.get_mut(&key)
-                    && stream.send.lose(start, path, packet)
-                {
-                    self.queue_data(key);
-                }
-            }
-        }
-    }
-
     /// Ends a stream in both directions with an error, and tells the peer if it is to know.
     fn reset_stream(&mut self, now: Instant, key: Uuid, error: Error, tell: bool) {
         let Some(stream) = self.streams.get_mut(&key) else { return };
@@ -579,14 +376,6 @@ impl Session {
         self.arm(key);
         self.events.push_back(Event::Readable(key));
         self.events.push_back(Event::Writable(key));
-    }
-
-    fn forget_flights(&mut self, flights: Vec<Flight>) {
-        for flight in flights {
-            if let Some(path) = self.paths.get_mut(&flight.path) {
-                path.forget_chunk(flight.packet);
-            }
-        }
     }
 
     /// Removes a stream that has ended properly in both directions and that nobody holds.
