@@ -20,7 +20,7 @@ use support::{ANY_PORT, TestRelay, soon};
 
 async fn one_relay(service: &Backend) -> (TestRelay, World) {
     let relay = TestRelay::start();
-    let world = Setup::new(&[relay.url.clone()], &[(80, service.addr)]).start().await;
+    let world = Setup::new(std::slice::from_ref(&relay.url), &[(80, service.addr)]).start().await;
     (relay, world)
 }
 
@@ -110,7 +110,7 @@ async fn each_failure_has_its_code_in_both_languages() {
     let refused = backends::refused_port();
     let relay = TestRelay::start();
     let services = [(80, service.addr), (81, refused.addr)];
-    let world = Setup::new(&[relay.url.clone()], &services).start().await;
+    let world = Setup::new(std::slice::from_ref(&relay.url), &services).start().await;
     for (port, reply, status, code) in [(99, 2, 403, "denied"), (81, 5, 502, "refused")] {
         assert_eq!(soon("a reply", world.socks(port)).await.unwrap_err(), reply);
         let answer = soon("an answer", world.http(port, "/")).await;
@@ -122,7 +122,7 @@ async fn each_failure_has_its_code_in_both_languages() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_exit_that_is_not_running_is_a_timeout() {
     let relay = TestRelay::start();
-    let mut setup = Setup::new(&[relay.url.clone()], &[]);
+    let mut setup = Setup::new(std::slice::from_ref(&relay.url), &[]);
     setup.limits.open_timeout = Duration::from_secs(2);
     let world = setup.start_proxy(CancellationToken::new()).await;
     // Not known yet, so it may be an exit of before reliable streams, which says nothing until it is spoken to: the
@@ -222,7 +222,7 @@ async fn a_relay_that_wants_proof_of_the_key_gets_it() {
     let service = backends::http().await;
     let options = RelayServerOptions { auth: true, ..RelayServerOptions::default() };
     let relay = TestRelay::start_at(ANY_PORT, options);
-    let world = Setup::new(&[relay.url.clone()], &[(80, service.addr)]).start().await;
+    let world = Setup::new(std::slice::from_ref(&relay.url), &[(80, service.addr)]).start().await;
     soon("a download", world.download(80, 300_000)).await;
 }
 
@@ -240,7 +240,7 @@ async fn one_dead_relay_of_two_harms_nothing() {
 async fn a_relay_that_only_the_proxy_is_on_harms_nothing() {
     let service = backends::http().await;
     let (one, other) = (TestRelay::start(), TestRelay::start());
-    let mut setup = Setup::new(&[one.url.clone()], &[(80, service.addr)]);
+    let mut setup = Setup::new(std::slice::from_ref(&one.url), &[(80, service.addr)]);
     setup.proxy_relays = vec![other.url.clone(), one.url.clone()];
     let world = setup.start().await;
     soon("a download", world.download(80, 1_000_000)).await;
@@ -269,7 +269,7 @@ async fn two_relays_carry_a_download_and_one_of_them_may_die() {
 async fn an_exit_that_restarts_ends_the_streams_it_has_forgotten_and_takes_new_ones() {
     let service = backends::echo().await;
     let relay = TestRelay::start();
-    let setup = Setup::new(&[relay.url.clone()], &[(80, service.addr)]);
+    let setup = Setup::new(std::slice::from_ref(&relay.url), &[(80, service.addr)]);
     let (keys, services) = (setup.keys.clone(), setup.services.clone());
     let first = CancellationToken::new();
     setup.start_exit(&first).await;
@@ -282,7 +282,7 @@ async fn an_exit_that_restarts_ends_the_streams_it_has_forgotten_and_takes_new_o
     first.cancel();
     let error = soon("the end", stream.read(&mut echo)).await.unwrap_err();
     assert_eq!(error.kind(), std::io::ErrorKind::ConnectionReset);
-    let again = Setup { keys, services, ..Setup::new(&[relay.url.clone()], &[]) };
+    let again = Setup { keys, services, ..Setup::new(std::slice::from_ref(&relay.url), &[]) };
     again.start_exit(&CancellationToken::new()).await;
     let mut stream = soon("a new stream", world.socks(80)).await.unwrap();
     stream.write_all(b"again").await.unwrap();
@@ -294,7 +294,7 @@ async fn an_exit_that_restarts_ends_the_streams_it_has_forgotten_and_takes_new_o
 async fn a_client_that_vanishes_takes_its_connection_to_the_service_with_it() {
     let service = tokio::net::TcpListener::bind(ANY_PORT).await.unwrap();
     let relay = TestRelay::start();
-    let world = Setup::new(&[relay.url.clone()], &[(80, service.local_addr().unwrap())]).start().await;
+    let world = Setup::new(std::slice::from_ref(&relay.url), &[(80, service.local_addr().unwrap())]).start().await;
     let stream = soon("a stream", world.socks(80)).await.unwrap();
     let (mut served, _) = soon("the service's side", service.accept()).await.unwrap();
     stream.set_zero_linger().unwrap();
@@ -307,7 +307,7 @@ async fn a_client_that_vanishes_takes_its_connection_to_the_service_with_it() {
 async fn a_service_that_breaks_off_is_seen_as_a_break_and_not_as_an_end() {
     let service = tokio::net::TcpListener::bind(ANY_PORT).await.unwrap();
     let relay = TestRelay::start();
-    let world = Setup::new(&[relay.url.clone()], &[(80, service.local_addr().unwrap())]).start().await;
+    let world = Setup::new(std::slice::from_ref(&relay.url), &[(80, service.local_addr().unwrap())]).start().await;
     let mut stream = soon("a stream", world.socks(80)).await.unwrap();
     let (mut served, _) = soon("the service's side", service.accept()).await.unwrap();
     served.write_all(b"half of").await.unwrap();
@@ -335,7 +335,7 @@ async fn a_reader_that_stalls_does_not_hold_up_the_others() {
 async fn a_proxy_that_ends_resets_what_is_still_open_and_tells_the_exit() {
     let service = tokio::net::TcpListener::bind(ANY_PORT).await.unwrap();
     let relay = TestRelay::start();
-    let world = Setup::new(&[relay.url.clone()], &[(80, service.local_addr().unwrap())]).start().await;
+    let world = Setup::new(std::slice::from_ref(&relay.url), &[(80, service.local_addr().unwrap())]).start().await;
     let mut stream = soon("a stream", world.socks(80)).await.unwrap();
     let (mut served, _) = soon("the service's side", service.accept()).await.unwrap();
     soon("the end", world.tunnel.close()).await;

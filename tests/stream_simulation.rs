@@ -1,6 +1,8 @@
 //! Two sessions and a simulated network between them: it loses, delays, reorders and repeats events, and its relays
 //! break down. Whatever it does, the bytes that come out are the bytes that went in, and memory stays bounded.
 
+#![allow(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
+
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 

@@ -290,12 +290,9 @@ impl Dispatcher {
         let author = arrival.event.author;
         if let Some(peer) = self.sessions.get(&author) {
             // The channel closes when the session ends, so a failure means to start over.
-            match peer.arrivals.send(arrival).await {
-                Ok(()) => return,
-                Err(mpsc::error::SendError(arrival)) => {
-                    self.sessions.remove(&author);
-                    self.meet(arrival);
-                }
+            if let Err(mpsc::error::SendError(arrival)) = peer.arrivals.send(arrival).await {
+                self.sessions.remove(&author);
+                self.meet(arrival);
             }
         } else {
             self.meet(arrival);

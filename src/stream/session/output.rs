@@ -36,10 +36,9 @@ impl Session {
         }
         if !self.data_queue.is_empty()
             && let Some(path) = self.pick(now, has_room, true)
+            && let Some(transmit) = self.pack(now, path, true)
         {
-            if let Some(transmit) = self.pack(now, path, true) {
-                return Some(transmit);
-            }
+            return Some(transmit);
         }
         if !self.ack_queue.is_empty() {
             let last = self.last_heard_on.filter(|id| self.usable(now, *id) && has_room(*id));
