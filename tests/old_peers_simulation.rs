@@ -1,7 +1,7 @@
 //! A proxy's session with peers that are not, or not at once, what it hopes for, over a simulated relay that takes
 //! every event: an old exit, an exit of ours that is slow, and no exit at all. Nothing of tokio, nothing of the clock.
 
-#![allow(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails, in its helpers too")]
 
 use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
@@ -323,4 +323,182 @@ fn an_exit_that_never_answers_is_a_timeout_and_not_taken_for_an_old_one_for_a_mi
     assert_eq!(world.proxy.tongue(), Tongue::Both);
     world.proxy.release(world.now, third);
     assert_eq!((world.proxy.stream_count(), world.proxy.held_bytes()), (0, 0));
+}
+
+/// Fails instead of hanging.
+fn bounded(what: impl FnOnce() + Send + 'static) {
+    let (done, wait) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        what();
+        done.send(()).unwrap();
+    });
+    wait.recv_timeout(Duration::from_secs(3)).expect("it hangs");
+}
+
+fn fresh(side: Side, tongue: Tongue) -> (Instant, Session) {
+    let now = Instant::now();
+    let mut session = Session::new(side, settings(), tongue);
+    session.path_up(now, 0, plaintext_max());
+    (now, session)
+}
+
+#[test]
+fn a_client_that_says_nothing_to_an_old_exit_stops_nobody() {
+    bounded(|| {
+        let (now, mut s) = fresh(Side::Proxy, Tongue::Deployed);
+        s.open(now, Uuid::from_u128(1), "x.nostr".into(), 22);
+        s.handle_timeout(now);
+        while s.poll_transmit(now, &mut |_| true).is_some() {}
+        s.handle_timeout(now + Duration::from_millis(29_500));
+    });
+}
+
+#[test]
+fn an_old_entry_that_says_nothing_stops_nobody() {
+    bounded(|| {
+        let (now, mut s) = fresh(Side::Exit, Tongue::Unknown);
+        let key = Uuid::from_u128(1);
+        s.handle(now, 0, vec![Message { destination: Some("x.nostr".into()), ..Message::new(key, Type::Connect) }]);
+        s.accept(now, key);
+        s.handle_timeout(now + Duration::from_millis(29_500));
+    });
+}
+
+#[test]
+fn a_relay_that_breaks_off_during_the_first_wait_stops_nobody() {
+    bounded(|| {
+        let (now, mut s) = fresh(Side::Proxy, Tongue::Unknown);
+        s.open(now, Uuid::from_u128(1), "x.nostr".into(), 22);
+        s.handle_timeout(now);
+        while s.poll_transmit(now, &mut |_| true).is_some() {}
+        s.path_down(now + Duration::from_millis(100), 0, "gone");
+        s.handle_timeout(now + Duration::from_secs(1));
+    });
+}
+
+#[test]
+fn what_a_relay_refuses_is_sent_to_an_old_peer_again() {
+    for refusal in [nws::stream::Refusal::RateLimited, nws::stream::Refusal::TooLarge] {
+        let (mut now, mut s) = fresh(Side::Proxy, Tongue::Deployed);
+        let key = Uuid::from_u128(1);
+        s.open(now, key, "x.nostr".into(), 22);
+        s.handle_timeout(now);
+        while s.poll_transmit(now, &mut |_| true).is_some() {}
+        s.write(key, &pattern(90_000, 2)).unwrap();
+        let (mut got, mut n) = (0, 0);
+        for _ in 0..2000 {
+            now += Duration::from_millis(10);
+            s.handle_timeout(now);
+            while let Some(t) = s.poll_transmit(now, &mut |_| true) {
+                n += 1;
+                if n == 2 {
+                    s.refused(now, 0, Some(t.packet), refusal.clone());
+                    continue;
+                }
+                got += t.messages[0].data.len();
+                s.taken(now, 0, t.packet);
+            }
+        }
+        let alive = s.is_open(key).is_ok();
+        assert!(got == 90_000 || !alive, "{got} bytes of 90,000 left, {refusal:?}, and the stream says nothing");
+    }
+}
+
+#[test]
+fn a_lost_opening_at_first_contact_is_made_good() {
+    let mut world = World::ours(Duration::ZERO, 1_000, 1_000);
+    let key = world.open();
+    world.proxy.handle_timeout(world.now);
+    world.publish();
+    world.wire.retain(|_, p| !matches!(p, Parcel::ToExit(_)));
+    world.exchange(key, Duration::from_secs(60));
+}
+
+#[test]
+fn a_relay_that_comes_up_after_the_presumption_gets_the_opening_too() {
+    let (now, mut s) = fresh(Side::Proxy, Tongue::Unknown);
+    s.open(now, Uuid::from_u128(1), "x.nostr".into(), 22);
+    s.handle_timeout(now);
+    while s.poll_transmit(now, &mut |_| true).is_some() {}
+    s.handle_timeout(now + Duration::from_millis(1000));
+    let later = now + Duration::from_millis(1200);
+    s.path_up(later, 1, plaintext_max());
+    let mut there = false;
+    while let Some(t) = s.poll_transmit(later, &mut |_| true) {
+        there |= t.path == 1 && t.opening.is_some();
+    }
+    assert!(there, "no CONNECT on the second relay");
+}
+
+#[test]
+fn a_slow_request_does_not_make_a_known_old_exit_silent() {
+    let mut world = World::new(Peer::Old(Type::Socks5Response), Duration::ZERO, 10, 10);
+    let key = world.open();
+    world.exchange(key, Duration::from_secs(9));
+    world.request_len = 9;
+    let key = world.open();
+    world.request_len = 10; // the service never answers this one
+    world.run(Duration::from_secs(35), |_| false);
+    assert!(!world.failed.contains_key(&key), "its service may take its time");
+    assert_eq!(world.proxy.tongue(), Tongue::Deployed);
+}
+
+#[test]
+fn a_slow_exit_of_ours_with_a_slow_service_is_never_sent_beyond_its_credit() {
+    let mut world = World::ours(Duration::from_millis(1500), 3_000_000, 10);
+    let key = world.open();
+    // the service does not read
+    let until = world.now + Duration::from_secs(40);
+    while world.now < until {
+        world.run_client();
+        world.publish();
+        if let Peer::Streams(exit) = &mut world.peer {
+            while let Some(e) = exit.poll_event() {
+                if let Event::Incoming(i) = e {
+                    exit.accept(world.now, i.key);
+                }
+            }
+            while let Some(t) = exit.poll_transmit(world.now, &mut |_| true) {
+                world.serial += 1;
+                world.wire.insert((world.now + 2 * HOP, world.serial), Parcel::ToProxy(encode(&t.messages)));
+            }
+        }
+        world.now += Duration::from_millis(5);
+        while let Some(entry) = world.wire.first_entry().filter(|e| e.key().0 <= world.now) {
+            match entry.remove() {
+                Parcel::ToExit(text) => world.reach_exit(&text),
+                Parcel::ToProxy(text) => world.proxy.handle(world.now, RELAY, decode(text.as_bytes()).unwrap()),
+                Parcel::Taken(p) => world.proxy.taken(world.now, RELAY, p),
+            }
+        }
+        world.proxy.handle_timeout(world.now);
+        if let Peer::Streams(exit) = &mut world.peer {
+            exit.handle_timeout(world.now);
+        }
+    }
+    assert!(world.failed.is_empty(), "{:?} {:?}", world.failed, world.proxy.is_open(key));
+}
+#[test]
+fn a_stream_still_taken_for_old_speaks_of_offsets_until_an_answer_decides() {
+    // A answers late; B is still taken for old: what does B send?
+    let (now, mut s) = fresh(Side::Proxy, Tongue::Unknown);
+    let (a, b) = (Uuid::from_u128(1), Uuid::from_u128(2));
+    s.open(now, a, "x.nostr".into(), 22);
+    s.handle_timeout(now);
+    s.open(now, b, "x.nostr".into(), 22);
+    s.handle_timeout(now);
+    while s.poll_transmit(now, &mut |_| true).is_some() {}
+    let t = now + Duration::from_millis(1000);
+    s.handle_timeout(t);
+    s.write(b, b"hello").unwrap();
+    s.handle(t, 0, vec![Message { nws: Some(1), ack: Some(0), max: Some(100_000), ..Message::new(a, Type::Ack) }]);
+    let t = t + Duration::from_millis(60);
+    s.handle_timeout(t);
+    while let Some(tr) = s.poll_transmit(t, &mut |_| true) {
+        for m in tr.messages {
+            if m.key == b && !m.data.is_empty() {
+                assert!(m.off.is_some(), "{m:?}");
+            }
+        }
+    }
 }

@@ -200,9 +200,27 @@ impl SendBuffer {
         offset > self.next
     }
 
-    /// Counts everything sent as arrived: the peer has no way to say so.
-    pub(super) fn forget_sent(&mut self) {
-        self.acknowledge(0..self.next, &mut Vec::new());
+    /// Counts what was sent as arrived, up to an offset if one is given: the peer has no way to say so.
+    pub(super) fn forget_sent(&mut self, up_to: Option<u64>) {
+        // What is known to be lost is on its way again, and must stay.
+        let lost = self.lost.first().map_or(u64::MAX, |range| range.start);
+        self.acknowledge(0..up_to.unwrap_or(self.next).min(lost), &mut Vec::new());
+    }
+
+    /// A range that no flight stands for is to be sent again.
+    pub(super) fn lose_range(&mut self, range: Range<u64>) {
+        self.acked.gaps(range.start.max(self.base)..range.end).into_iter().for_each(|gap| self.lost.insert(gap));
+    }
+
+    /// The peer speaks of credit after all: so much it gives, and so much may be held.
+    pub(super) fn restore(&mut self, max: u64, capacity: u64) {
+        self.max = max.max(self.next);
+        self.capacity = capacity.max(CREDIT_INITIAL);
+    }
+
+    /// The lowest offset that is still held.
+    pub(super) const fn base(&self) -> u64 {
+        self.base
     }
 
     /// Takes an acknowledged range. Returns the flights that have landed with it and whether it told anything new.
@@ -254,8 +272,7 @@ impl SendBuffer {
 
     /// The early data did not arrive with the `CONNECT`: all of it above what is acknowledged is to be sent again.
     pub(super) fn lose_early(&mut self, end: u64) {
-        let range = self.base..end.max(self.base);
-        self.acked.gaps(range).into_iter().for_each(|gap| self.lost.insert(gap));
+        self.lose_range(self.base..end.max(self.base));
     }
 
     /// Everything sent and not acknowledged is to be sent again.

@@ -222,6 +222,14 @@ impl Session {
         Ok(matches!(self.living(key)?.phase, Phase::Open))
     }
 
+    /// Whether the stream's `CONNECT` may have to be published again, as the same event.
+    #[must_use]
+    pub fn repeats_opening(&self, key: Uuid) -> bool {
+        self.streams.get(&key).is_some_and(|stream| {
+            matches!(stream.phase, Phase::Opening(_)) || stream.old.as_ref().is_some_and(|old| old.opening.is_some())
+        })
+    }
+
     /// Takes bytes that have arrived. `Some(0)` is the end of the peer's direction, `None` means to wait for
     /// [`Event::Readable`]. What arrived in order before a failure is given out before the failure is.
     ///

@@ -132,6 +132,20 @@ impl Stream {
         self.old.is_some()
     }
 
+    /// Whether its peer may turn out to be one of ours after all.
+    pub(super) fn is_provisional(&self) -> bool {
+        self.old.as_ref().is_some_and(|old| old.provisional_until.is_some())
+    }
+
+    /// The opening that is still to be repeated, if any.
+    pub(super) fn opening_mut(&mut self) -> Option<&mut Opening> {
+        match &mut self.phase {
+            Phase::Opening(opening) => Some(opening),
+            Phase::Open => self.old.as_mut().and_then(|old| old.opening.as_deref_mut()),
+            Phase::Incoming | Phase::Failed(_) => None,
+        }
+    }
+
     /// What an old stream needs; made on demand, so that there is nothing to fail.
     pub(super) fn old_mut(&mut self) -> &mut Old {
         let now = self.heard;
@@ -264,10 +278,8 @@ impl Stream {
                 let old = self.old.as_ref()?;
                 let ready = matches!(self.phase, Phase::Open) && self.send.has_pending() && !self.queued_data;
                 let send = old.send_at().filter(|_| ready);
-                // The end of its patience: with the first answer, or with anything at all.
-                let end = old.active
-                    + if old.answered { settings.old_idle } else { settings.open_timeout.min(settings.old_idle) };
-                Some(send.map_or(end, |send| send.min(end)))
+                let acts = old.acts_at(settings.open_timeout, settings.old_idle);
+                Some(send.map_or(acts, |send| send.min(acts)))
             }
             Phase::Incoming => self.ack_at.filter(|_| !self.queued_ack),
             Phase::Open => {

@@ -19,7 +19,7 @@ use crate::envelope::{Conversation, EventLimits, SealedEvent};
 use crate::error::{Error, ErrorKind};
 use crate::message::{Message, Type};
 use crate::relay::{Arrival, Attachment, Notice};
-use crate::stream::{PacketId, PathId, Tongue, Transmit};
+use crate::stream::{PacketId, PathId, Refusal, Tongue, Transmit};
 
 /// Events that are sealed before incoming ones are looked at again.
 const SEALED_IN_A_ROW: usize = 16;
@@ -94,7 +94,7 @@ pub(super) struct Recent {
 
 impl Recent {
     /// Events remembered: more than can be under way at once.
-    const MAX: usize = 512;
+    const MAX: usize = 4096;
 
     /// True the first time.
     fn note(&mut self, id: [u8; 32]) -> bool {
@@ -231,16 +231,16 @@ impl Driver {
         }
         let taken = self.attachments.get(&path).is_some_and(|attachment| attachment.try_publish(event, wants_ok));
         if !taken {
-            // Another session took the place; to the engine it is an event that the network lost.
-            tracing::trace!(path, packet, "no room after all");
+            // Another session took the place.
+            self.shared.engine().session.refused(Instant::now(), path, Some(packet), Refusal::NotSent);
         }
     }
 
     /// Forgets the openings of streams that are open or gone.
     fn prune_openings(&mut self) {
         if self.openings.len() >= self.prune_at {
-            let mut engine = self.shared.engine();
-            self.openings.retain(|key, _| engine.session.is_open(*key).is_ok_and(|open| !open));
+            let engine = self.shared.engine();
+            self.openings.retain(|key, _| engine.session.repeats_opening(*key));
             self.prune_at = (self.openings.len() * 2).max(OPENINGS_MIN);
         }
     }

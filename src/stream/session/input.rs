@@ -8,6 +8,7 @@ use crate::error::{Error, ErrorKind};
 use crate::message::{Message, Type};
 use crate::stream::path::Path;
 use crate::stream::recv::Received;
+use crate::stream::send::CREDIT_INITIAL;
 use crate::stream::tombstone::{LastWord, reset};
 
 use super::{Event, Incoming, PathId, Phase, STRANGERS_PER_SECOND, Session, Side, Stream, Tongue};
@@ -107,7 +108,7 @@ impl Session {
         self.drop_if_unheld(key);
     }
 
-    fn drop_if_unheld(&mut self, key: Uuid) {
+    pub(super) fn drop_if_unheld(&mut self, key: Uuid) {
         if self.streams.get(&key).is_some_and(|stream| !stream.is_held()) {
             self.remove(key);
         }
@@ -146,7 +147,7 @@ impl Session {
         let key = message.key;
         let Some(stream) = self.streams.get_mut(&key) else { return };
         stream.note_heard(now);
-        if stream.is_old() && !self.on_late_peer(&message) {
+        if stream.is_old() && !self.on_late_peer(now, &message) {
             return;
         }
         if !self.on_phase(&message) {
@@ -174,15 +175,24 @@ impl Session {
 
     /// A peer that was taken for an old one speaks of offsets after all: it was only slow. False when it is not to be
     /// believed.
-    fn on_late_peer(&mut self, message: &Message) -> bool {
+    fn on_late_peer(&mut self, now: Instant, message: &Message) -> bool {
         let key = message.key;
         let Some(stream) = self.streams.get_mut(&key) else { return false };
-        if self.side == Side::Exit || self.tongue != Tongue::Both && self.tongue != Tongue::Streams {
+        if self.side == Side::Exit || matches!(self.tongue, Tongue::Nip74 | Tongue::Deployed) {
+            return false;
+        }
+        if stream.send.base() > message.ack.unwrap_or(u64::MAX) {
+            let error = Error::new(ErrorKind::Protocol, "the exit was too slow, and bytes sent to it are lost");
+            self.reset_stream(now, key, error, true);
+            self.drop_if_unheld(key);
             return false;
         }
         self.tongue = Tongue::Streams;
+        self.silent_since = None;
         stream.old = None;
+        stream.queued_data = false;
         stream.confirmed = true;
+        stream.send.restore(message.max.unwrap_or(CREDIT_INITIAL), self.settings.window_max);
         // Everything since the opening goes out again, in the way that this peer acknowledges.
         stream.send.lose_sent();
         self.queue_data(key);

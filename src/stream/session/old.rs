@@ -7,10 +7,12 @@ use uuid::Uuid;
 
 use crate::error::{Error, ErrorKind};
 use crate::message::{self, Message, Type};
-use crate::stream::old::{AFTER_CONNECT, BEFORE_FIRST_ANSWER, BUFFER, CHUNK_MAX, Old};
-use crate::stream::tombstone::LastWord;
+use crate::stream::old::{AFTER_CONNECT, BEFORE_FIRST_ANSWER, CHUNK_MAX, Old, PROVISIONAL};
+use crate::stream::tombstone::{LastWord, reset};
 
-use super::{Event, Incoming, PacketId, PathId, Phase, Session, Side, Stream, Tongue, Transmit};
+use super::{
+    Event, Incoming, PAUSE, PLAINTEXT_MIN, PacketId, PathId, Phase, Refusal, Session, Side, Stream, Tongue, Transmit,
+};
 
 /// Shortest time that a peer of ours is given to show itself.
 const WAIT_MIN: Duration = Duration::from_millis(500);
@@ -56,6 +58,10 @@ impl Session {
             && let Some(old) = self.streams.get_mut(&key).and_then(|stream| stream.old.as_mut())
             && old.note_taken(now, path, packet)
         {
+            self.old_settled(key);
+            if self.streams.get(&key).is_some_and(|stream| !stream.is_held()) {
+                self.release_old(now, key);
+            }
             self.arm(key);
         }
     }
@@ -94,13 +100,20 @@ impl Session {
         waiting.into_iter().for_each(|key| self.open_old(now, key));
     }
 
-    /// A stream to an old peer is open as soon as its `CONNECT` is out: nothing else will tell.
+    /// A stream to an old peer is open as soon as its `CONNECT` is out: nothing else will tell. The `CONNECT` is
+    /// repeated until the peer answers, as the same event, of which an old exit takes one.
     pub(super) fn open_old(&mut self, now: Instant, key: Uuid) {
+        let guessed = self.tongue == Tongue::Both;
         let Some(stream) = self.streams.get_mut(&key) else { return };
-        stream.phase = Phase::Open;
-        stream.make_old(Old::new(now, Some(now + AFTER_CONNECT)));
-        stream.send.credit(u64::MAX);
-        self.opening_queue.retain(|&(opening, path)| opening != key || self.paths.contains_key(&path));
+        let Phase::Opening(opening) = std::mem::replace(&mut stream.phase, Phase::Open) else { return };
+        let mut old = Old::new(now, Some(now + AFTER_CONNECT));
+        old.opening = Some(opening);
+        old.guessed = guessed;
+        old.provisional_until = guessed.then_some(now + PROVISIONAL);
+        stream.make_old(old);
+        if !guessed {
+            stream.send.credit(u64::MAX);
+        }
         self.events.push_back(Event::Readable(key));
         self.events.push_back(Event::Writable(key));
         self.arm(key);
@@ -157,28 +170,89 @@ impl Session {
         if !stream.is_old() || matches!(stream.phase, Phase::Failed(_)) {
             return;
         }
+        let first_answer = !matches!(self.tongue, Tongue::Nip74 | Tongue::Deployed);
         self.tongue = if message.kind == Type::Socks5Response { Tongue::Deployed } else { Tongue::Nip74 };
-        let old = stream.old_mut();
-        old.active = now;
-        old.answered = true;
-        old.path = Some(path);
-        old.next_at.get_or_insert(now + BEFORE_FIRST_ANSWER);
-        stream.send.forget_sent();
+        self.silent_since = None;
+        stream.old_mut().path = Some(path);
+        stream.old_mut().note_answer(now);
+        self.decide_old(key);
+        if first_answer {
+            let keys: Vec<Uuid> =
+                self.streams.iter().filter(|(_, s)| s.is_provisional()).map(|(&key, _)| key).collect();
+            keys.into_iter().for_each(|key| self.decide_old(key));
+        }
+        let Some(stream) = self.streams.get_mut(&key) else { return };
         let off = stream.recv.ack();
         if stream.recv.receive(off, message.data, false).is_err() {
             // Nothing can be asked of such a peer, least of all to wait.
             let error = Error::new(ErrorKind::Overloaded, "the peer sends faster than its bytes are taken");
             self.reset_stream(now, key, error, false);
+            self.drop_if_unheld(key);
             return;
         }
         self.events.push_back(Event::Readable(key));
         self.arm(key);
     }
 
+    /// The peer is an old one for certain: nothing of what it was sent need be kept.
+    fn decide_old(&mut self, key: Uuid) {
+        let Some(stream) = self.streams.get_mut(&key) else { return };
+        let old = stream.old_mut();
+        old.provisional_until = None;
+        let settled = old.awaiting.as_ref().map(|awaiting| awaiting.range.start);
+        stream.send.credit(u64::MAX);
+        stream.send.forget_sent(settled);
+        self.events.push_back(Event::Writable(key));
+        self.arm(key);
+    }
+
+    /// A relay has not taken an event for an old peer.
+    pub(super) fn old_refused(&mut self, now: Instant, key: Uuid, refusal: &Refusal) {
+        let several = self.paths.values().filter(|path| path.is_usable(now)).count() > 1;
+        let Some(stream) = self.streams.get_mut(&key) else { return };
+        let Some(old) = &mut stream.old else { return };
+        let Some(awaiting) = old.awaiting.take() else { return };
+        // Where the same event went to other relays as well, one of them may have passed it on.
+        let elsewhere = old.path.is_none() && several;
+        if elsewhere || *refusal == Refusal::Other {
+            old.next_at = Some(now);
+        } else {
+            old.next_at = Some(now + if *refusal == Refusal::NotSent { Duration::ZERO } else { PAUSE });
+            if *refusal == Refusal::TooLarge
+                && let Some(path) = self.paths.get_mut(&awaiting.path)
+            {
+                let len = usize::try_from(awaiting.range.end - awaiting.range.start).unwrap_or(CHUNK_MAX) * 4 / 3;
+                path.plaintext_max = path.plaintext_max.min(((len + OVERHEAD) / 2).max(PLAINTEXT_MIN));
+            }
+            stream.send.lose_range(awaiting.range);
+        }
+        self.arm(key);
+    }
+
+    /// A relay is gone. What was on its way there to an old peer may have arrived or not, and cannot be repeated.
+    pub(super) fn old_path_down(&mut self, now: Instant, id: PathId) {
+        let cut = |stream: &Stream| {
+            stream.old.as_ref().and_then(|old| old.awaiting.as_ref()).is_some_and(|awaiting| awaiting.path == id)
+        };
+        let keys: Vec<Uuid> = self.streams.iter().filter(|(_, stream)| cut(stream)).map(|(&key, _)| key).collect();
+        for key in keys {
+            let Some(stream) = self.streams.get_mut(&key) else { continue };
+            if stream.is_provisional() {
+                self.old_refused(now, key, &Refusal::NotSent);
+                continue;
+            }
+            let error = "the relay broke off with a message on its way, and this peer cannot say whether it came";
+            self.reset_stream(now, key, Error::new(ErrorKind::Aborted, error), false);
+            self.drop_if_unheld(key);
+        }
+    }
+
     /// The next event for an old peer, if the time has come.
     pub(super) fn poll_old(&mut self, now: Instant, has_room: &mut dyn FnMut(PathId) -> bool) -> Option<Transmit> {
-        if let Some(second) = self.second_tongue.take() {
-            return Some(second);
+        if self.second_tongue.as_ref().is_some_and(|second| has_room(second.path)) {
+            return self.second_tongue.take();
+        } else if self.second_tongue.is_some() {
+            return None;
         }
         for _ in 0..self.old_queue.len() {
             let key = self.old_queue.pop_front()?;
@@ -204,7 +278,7 @@ impl Session {
         key: Uuid,
         has_room: &mut dyn FnMut(PathId) -> bool,
     ) -> Result<Transmit, Later> {
-        let stream = self.streams.get(&key).filter(|stream| matches!(stream.phase, Phase::Open)).ok_or(Later)?;
+        let stream = self.streams.get(&key).filter(|s| matches!(s.phase, Phase::Open) && s.is_old()).ok_or(Later)?;
         let heard_on = stream.old.as_ref().and_then(|old| old.path).filter(|id| self.usable(now, *id));
         let paths: Vec<PathId> = match heard_on {
             Some(id) => vec![id],
@@ -221,19 +295,16 @@ impl Session {
         let overhead = OVERHEAD + destination.as_deref().map_or(0, |text| text.len() + 20);
         let size = message::data_that_fits(room.saturating_sub(overhead)).clamp(1, CHUNK_MAX);
         let chunk = stream.send.next_chunk(size).ok_or(Later)?;
-        let both = self.tongue == Tongue::Both;
-        if !both || stream.send.held() > BUFFER as usize / 2 {
-            // Kept only as long as the peer may turn out to be one of ours that was slow.
-            stream.send.forget_sent();
-            self.events.push_back(Event::Writable(key));
-        }
+        // Only an answer decides; another stream may have shown meanwhile that the peer was only slow.
+        let both = !matches!(self.tongue, Tongue::Nip74 | Tongue::Deployed);
         if chunk.data.is_empty() && !both {
             // An end cannot be said in the old tongues.
+            stream.send.forget_sent(None);
             self.end_of_old(key);
             return Err(Later);
         }
         let packet = self.paths.get_mut(&first).map_or(0, |path| path.note_control());
-        stream.old_mut().note_sent(now, first, packet, chunk.data.len());
+        stream.old_mut().note_sent(now, first, packet, chunk.range.clone());
         stream.queued_data = false;
         if self.old_sent.len() >= UNANSWERED_MAX {
             self.old_sent.clear();
@@ -250,9 +321,6 @@ impl Session {
         }
         if chunk.fin {
             self.end_of_old(key);
-        }
-        if self.streams.get(&key).is_some_and(|stream| !stream.is_held() && !stream.send.has_pending()) {
-            self.remove(key);
         }
         self.arm(key);
         Ok(Transmit::old(first, packet, message, others.to_vec(), true))
@@ -273,35 +341,76 @@ impl Session {
     /// The program lets go of a stream with an old peer: what was written still leaves, and then it is gone.
     pub(super) fn release_old(&mut self, now: Instant, key: Uuid) {
         let Some(stream) = self.streams.get(&key) else { return };
-        let unsent = matches!(stream.phase, Phase::Open) && stream.send.is_finished() && stream.send.has_pending();
-        if !unsent {
-            self.tombstones.bury(now, key, LastWord::Silent);
-            self.remove(key);
+        if !self.is_old_done(stream) {
+            return;
+        }
+        let guessed = stream.old.as_ref().is_some_and(|old| old.guessed);
+        let word = if guessed {
+            // It may be one of ours, which should not wait for more.
+            let error = Error::new(ErrorKind::Aborted, "the other side gave the connection up");
+            self.reply(None, reset(key, &error));
+            LastWord::Reset(error)
+        } else {
+            LastWord::Silent
+        };
+        self.tombstones.bury(now, key, word);
+        self.remove(key);
+    }
+
+    /// Whether nothing more of it is to leave.
+    fn is_old_done(&self, stream: &Stream) -> bool {
+        let unsent = stream.send.is_finished() && stream.send.has_pending();
+        let awaits = stream.old.as_ref().is_some_and(|old| old.awaiting.is_some());
+        !(matches!(stream.phase, Phase::Open) && (unsent || awaits))
+    }
+
+    /// The relay has taken what was sent, or will not say so any more.
+    fn old_settled(&mut self, key: Uuid) {
+        let Some(stream) = self.streams.get_mut(&key) else { return };
+        if !stream.is_provisional() {
+            stream.send.forget_sent(None);
+            self.events.push_back(Event::Writable(key));
         }
     }
 
-    /// The time of a stream with an old peer has come: to send, or to end.
+    /// The time of a stream with an old peer has come: to send, to repeat, or to end.
     pub(super) fn on_old_deadline(&mut self, now: Instant, key: Uuid) {
-        let patience = self.settings.open_timeout;
-        let idle = self.settings.old_idle;
+        let (patience, idle) = (self.settings.open_timeout, self.settings.old_idle);
         let Some(stream) = self.streams.get_mut(&key) else { return };
-        let pending = stream.send.has_pending();
-        let Some(old) = &stream.old else { return };
-        let silent_for = now.saturating_duration_since(old.active);
-        if self.side == Side::Proxy && !old.answered && old.has_spoken() && silent_for >= patience {
-            self.tongue = Tongue::Silent;
-            self.silent_since = Some(now);
-            let error = "the exit has not answered: it is not running, or not on these relays";
+        let Some(old) = &mut stream.old else { return };
+        if old.ends_at(patience, idle) <= now {
+            let error = if old.guessed {
+                self.tongue = Tongue::Silent;
+                self.silent_since = Some(now);
+                "the exit has not answered: it is not running, or not on these relays"
+            } else {
+                "nothing has passed for too long, and this peer cannot be asked whether it is there"
+            };
             self.reset_stream(now, key, Error::new(ErrorKind::Timeout, error), false);
-        } else if silent_for >= idle {
-            let error = "nothing has passed for too long, and this peer cannot be asked whether it is there";
-            self.reset_stream(now, key, Error::new(ErrorKind::Timeout, error), false);
-        } else if pending && !stream.queued_data && old.send_at().is_some_and(|at| at <= now) {
+            return self.drop_if_unheld(key);
+        }
+        if old.provisional_until.is_some_and(|until| until <= now) {
+            self.decide_old(key);
+        }
+        let Some(stream) = self.streams.get_mut(&key) else { return };
+        let Some(old) = &mut stream.old else { return };
+        if let Some(opening) = old.opening.as_mut().filter(|opening| opening.next_at <= now) {
+            opening.note_sent(now);
+            let usable = self.paths.iter().filter(|(_, path)| path.is_usable(now)).map(|(&id, _)| (key, id));
+            self.opening_queue.extend(usable);
+        }
+        if old.give_up_waiting(now) {
+            self.old_settled(key);
+        }
+        let Some(stream) = self.streams.get_mut(&key) else { return };
+        if !stream.is_held() && self.streams.get(&key).is_some_and(|stream| self.is_old_done(stream)) {
+            return self.release_old(now, key);
+        }
+        let Some(stream) = self.streams.get_mut(&key) else { return };
+        let due = stream.old.as_ref().and_then(Old::send_at).is_some_and(|at| at <= now);
+        if due && stream.send.has_pending() && !stream.queued_data {
             stream.queued_data = true;
             self.old_queue.push_back(key);
-        }
-        if self.streams.get(&key).is_some_and(|stream| !stream.is_held() && matches!(stream.phase, Phase::Failed(_))) {
-            self.remove(key);
         }
     }
 }

@@ -74,6 +74,10 @@ impl Session {
                 continue;
             }
             let (Some(stream), Some(path)) = (self.streams.get_mut(&key), self.paths.get_mut(&id)) else { continue };
+            if let Some(opening) = stream.old.as_ref().and_then(|old| old.opening.as_ref()) {
+                let (packet, messages) = (path.note_control(), vec![opening.connect.clone()]);
+                return Some(Transmit { opening: Some(key), ..Transmit::new(id, packet, messages) });
+            }
             let Phase::Opening(opening) = &mut stream.phase else { continue };
             if !opening.sealed {
                 opening.sealed = true;

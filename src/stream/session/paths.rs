@@ -37,7 +37,7 @@ impl Session {
     /// Openings that wait go out on a path that can be used from now on.
     pub(super) fn repeat_openings(&mut self, now: Instant, id: PathId) {
         for (&key, stream) in &mut self.streams {
-            if let Phase::Opening(opening) = &mut stream.phase {
+            if let Some(opening) = stream.opening_mut() {
                 self.opening_queue.push_back((key, id));
                 opening.note_sent(now);
             }
@@ -61,12 +61,16 @@ impl Session {
             path.rtt = rtt;
             self.resend(id, sent);
         }
+        self.old_path_down(now, id);
         self.opening_queue.retain(|&(_, path)| path != id);
         self.fail_openings_without_path(now);
     }
 
     /// The relay refused an event.
     pub fn refused(&mut self, now: Instant, id: PathId, packet: Option<PacketId>, refusal: Refusal) {
+        if let Some(key) = packet.and_then(|packet| self.old_sent.remove(&(id, packet))) {
+            self.old_refused(now, key, &refusal);
+        }
         let Some(path) = self.paths.get_mut(&id) else { return };
         let absent = matches!(refusal, Refusal::Absent(_));
         match refusal {
@@ -91,6 +95,10 @@ impl Session {
                 // A refused opening teaches nothing: it is short as it is, and repeated as it is.
                 let refused = sent.as_ref().map_or(usize::MAX, |(_, sent)| sent.plaintext);
                 path.plaintext_max = path.plaintext_max.min((refused / 2).max(PLAINTEXT_MIN));
+                self.resend(id, sent);
+            }
+            Refusal::NotSent => {
+                let sent = packet.and_then(|packet| Some((packet, path.take(packet)?)));
                 self.resend(id, sent);
             }
             Refusal::Other => {}

@@ -31,12 +31,9 @@ impl Session {
         back.into_iter().for_each(|id| self.repeat_openings(now, id));
         self.detect_losses(now);
         self.probe_paths(now);
-        while let Some(&(at, key)) = self.timers.first() {
-            if at > now {
-                break;
-            }
-            self.on_deadline(now, key);
-        }
+        // Each at most once, so that a deadline that stays behind can cost time but not stop everything.
+        let due: Vec<Uuid> = self.timers.iter().take_while(|(at, _)| *at <= now).map(|&(_, key)| key).collect();
+        due.into_iter().for_each(|key| self.on_deadline(now, key));
     }
 
     /// Declares lost what a later event has overtaken for too long, and sends it again.
@@ -115,6 +112,8 @@ impl Session {
                 self.fail_unreachable(now, key);
                 return;
             }
+            // The wait for an exit of ours starts anew when it has left again.
+            (opening.left, opening.presume_at) = (None, None);
             // A path that comes up sends it at once.
             opening.next_at = (opening.since + UNREACHABLE_AFTER).max(now + Duration::from_secs(1));
             return;

@@ -102,6 +102,8 @@ pub enum Refusal {
     NotServed(String),
     /// The event is too long.
     TooLarge,
+    /// It has not reached the relay: there was no room for it after all.
+    NotSent,
     /// Anything else: a hint only, the acknowledgements decide.
     Other,
 }
