@@ -147,5 +147,5 @@ fn a_malformed_env_file_is_exit_code_78_and_names_its_line() {
     let said = stderr(&output);
     assert!(said.contains(".env: line 2: ") && !said.contains("12345"), "{said}");
     // Only what needs the file reads it.
-    assert_eq!(command(&["name", "decode", "x"], home.path(), &[]).status().unwrap().code(), Some(64));
+    assert_eq!(command(&["name", "decode", "x"], home.path(), &[]).output().unwrap().status.code(), Some(64));
 }
