@@ -2,24 +2,35 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is the failure report of a test")]
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 /// Runs `nws` with these flags and variables, and a home directory that holds nothing.
 fn nws(args: &[&str], variables: &[(&str, &str)]) -> Output {
     let home = tempfile::tempdir().unwrap();
-    let inherited = std::env::vars_os().filter(|(name, _)| name.to_str().is_none_or(|name| !name.starts_with("NWS_")));
-    Command::new(env!("CARGO_BIN_EXE_nws"))
+    command(args, home.path(), variables).output().unwrap()
+}
+
+/// Variables of the Go program, which stand for what ours leave open.
+const GO_VARIABLES: [&str; 5] = ["NOSTR_RELAYS", "NOSTR_PRIVATE_KEY", "BACKEND_HOST", "PUBLIC", "PUBLIC_ADDRESS"];
+
+/// The command with these flags and variables, in its home directory.
+fn command(args: &[&str], home: &Path, variables: &[(&str, &str)]) -> Command {
+    let others = |name: &str| !name.starts_with("NWS_") && !GO_VARIABLES.contains(&name);
+    let inherited = std::env::vars_os().filter(|(name, _)| name.to_str().is_none_or(others));
+    let mut command = Command::new(env!("CARGO_BIN_EXE_nws"));
+    command
         .args(args)
+        .current_dir(home)
         .env_clear()
         .envs(inherited)
-        .env("HOME", home.path())
+        .env("HOME", home)
         .env_remove("XDG_CONFIG_HOME")
         .env_remove("XDG_STATE_HOME")
         .env_remove("STATE_DIRECTORY")
-        .envs(variables.iter().copied())
-        .output()
-        .unwrap()
+        .envs(variables.iter().copied());
+    command
 }
 
 fn stderr(output: &Output) -> String {
@@ -99,4 +110,42 @@ fn names_need_no_configuration() {
     let output = nws(&["name", "encode", "--key", npub], &[("NWS_LIMITS", "broken")]);
     assert_eq!(output.status.code(), Some(0), "{}", stderr(&output));
     assert_eq!(stdout(&output), "7rqkr7rul8t6vbtekq0b3k274i696g47eo1765t9add20llitt9g.nostr\n");
+}
+
+#[test]
+fn the_environment_of_the_go_program_is_enough_to_start() {
+    let home = tempfile::tempdir().unwrap();
+    let secret = "67dea2ed018072d675f5415ecfaed7d2597555e202d85b3d65ea4e58d2d92ffa";
+    let text = format!("NOSTR_RELAYS='ws://127.0.0.1:1'\nNOSTR_PRIVATE_KEY={secret}\nBACKEND_HOST=localhost:3338\n");
+    std::fs::write(home.path().join(".env"), text).unwrap();
+    for (word, says) in [("exit", ".env: BACKEND_HOST, "), ("proxy", "variable NOSTR_RELAYS")] {
+        let variables = [("NWS_PROXY__LISTEN", r#"["127.0.0.1:0"]"#), ("NOSTR_RELAYS", "ws://127.0.0.1:2;")];
+        let mut child =
+            command(&[word], home.path(), &variables).stderr(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines().map(Result::unwrap);
+        assert!(lines.any(|line| line.contains("nws starts")));
+        let line = lines.next().unwrap();
+        // The key is that of the file, and no relay has to answer for the exit to say its name.
+        if word == "exit" {
+            let mut said = BufReader::new(child.stdout.take().unwrap()).lines().map(Result::unwrap);
+            let npub = "npub10elfcs4fr0l0r8af98jlmgdh9c8tcxjvz9qkw038js35mp4dma8qzvjptg";
+            assert!(said.any(|line| line == npub));
+        }
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert!(line.contains("environment variable NOSTR_RELAYS") && line.contains(says), "{line}");
+        assert!(!line.contains(secret) && !line.contains("127.0.0.1"), "{line}");
+    }
+}
+
+#[test]
+fn a_malformed_env_file_is_exit_code_78_and_names_its_line() {
+    let home = tempfile::tempdir().unwrap();
+    std::fs::write(home.path().join(".env"), "# keys\nNOSTR_PRIVATE_KEY 12345\n").unwrap();
+    let output = command(&["exit"], home.path(), &[]).output().unwrap();
+    assert_eq!(output.status.code(), Some(78));
+    let said = stderr(&output);
+    assert!(said.contains(".env: line 2: ") && !said.contains("12345"), "{said}");
+    // Only what needs the file reads it.
+    assert_eq!(command(&["name", "decode", "x"], home.path(), &[]).output().unwrap().status.code(), Some(64));
 }

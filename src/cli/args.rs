@@ -60,11 +60,11 @@ pub struct ExitArgs {
 }
 
 impl ExitArgs {
-    /// Lays the flags over the settings, and checks that an exit has what it needs.
+    /// Lays the flags over the settings.
     ///
     /// # Errors
     ///
-    /// A port with two services, no relay, or nothing to offer.
+    /// A port with two services.
     pub fn apply(&self, settings: &mut Settings) -> Result<(), RunError> {
         let exit = &mut settings.config.exit;
         replace(&mut exit.relays, &self.relays);
@@ -87,12 +87,20 @@ impl ExitArgs {
                 }
             }
         }
-        let nothing = exit.service.is_empty() && exit.target.is_none();
-        if settings.config.exit_relays().is_empty() {
+        Ok(())
+    }
+
+    /// Checks that an exit has what it needs, once every source has been heard.
+    ///
+    /// # Errors
+    ///
+    /// No relay, or nothing to offer.
+    pub fn check(config: &Config) -> Result<(), RunError> {
+        if config.exit_relays().is_empty() {
             let way_out = "give --relay URL, or set exit.relays in the configuration";
             return Err(RunError::Usage(format!("no relay to listen on; {way_out}")));
         }
-        if nothing {
+        if config.exit.service.is_empty() && config.exit.target.is_none() {
             let way_out = "give --service PORT=HOST:PORT, or set exit.service in the configuration";
             return Err(RunError::Usage(format!("nothing to offer; {way_out}")));
         }

@@ -117,8 +117,15 @@ impl Cli {
             log.filter = LogFilter::for_verbosity(-1).unwrap_or_default();
         }
         match &self.command {
-            Command::Proxy(args) => args.apply(&mut settings.config),
-            Command::Exit(args) => args.apply(&mut settings)?,
+            Command::Proxy(args) => {
+                args.apply(&mut settings.config);
+                settings.fill_proxy(&sources)?;
+            }
+            Command::Exit(args) => {
+                args.apply(&mut settings)?;
+                settings.fill_exit(&sources)?;
+                ExitArgs::check(&settings.config)?;
+            }
             Command::Relay(args) => args.apply(&mut settings.config),
             Command::Demo(_) | Command::Name(_) => {}
         }

@@ -34,6 +34,7 @@ async fn serve(command: Command, settings: Settings) -> Result<(), RunError> {
     let signals = signals().map_err(|source| RunError::System { what: "cannot wait for signals", source })?;
     tokio::spawn(shutdown.clone().watch(signals, |code| std::process::exit(code.into())));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), command = command.word(), "nws starts");
+    settings.drop_in.log();
     shutdown.supervise(start(command, settings, shutdown.clone())).await
 }
 

@@ -15,6 +15,13 @@ pub enum Origin {
     File(PathBuf),
     /// An environment variable, by its name.
     Variable(String),
+    /// A variable in a `.env` file.
+    DotEnv {
+        /// The file.
+        path: PathBuf,
+        /// The name of the variable.
+        variable: String,
+    },
     /// No layer sets it: the built-in default, in conflict with something that is set.
     Default,
 }
@@ -24,6 +31,7 @@ impl fmt::Display for Origin {
         match self {
             Self::File(path) => write!(f, "{}", path.display()),
             Self::Variable(name) => write!(f, "environment variable {name}"),
+            Self::DotEnv { path, variable } => write!(f, "{}: {variable}", path.display()),
             Self::Default => f.write_str("built-in default"),
         }
     }
@@ -58,6 +66,14 @@ pub enum ConfigError {
         key: String,
         /// What is wrong with it and what would be right.
         reason: String,
+    },
+    /// A `.env` file is malformed. What stands in the line is not repeated: it may be a secret.
+    #[error("{}: line {line}: not of the form NAME=value; quote a value that has spaces in it", path.display())]
+    DotEnv {
+        /// The file.
+        path: PathBuf,
+        /// The line where what is wrong begins, counted from 1.
+        line: usize,
     },
     /// An environment variable is not text.
     #[error("environment variable {0}: its value is not valid UTF-8")]

@@ -6,6 +6,7 @@
 
 mod address;
 mod check;
+mod dropin;
 mod error;
 mod logging;
 mod service;
@@ -20,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::limits::Limits;
 
 pub use self::address::{ListenAddr, Target};
+pub use self::dropin::DropIn;
 pub use self::error::{ConfigError, Origin, ValueError};
 pub use self::logging::{LogConfig, LogFilter, LogFormat};
 pub use self::service::{Service, Services, parse_port};

@@ -15,6 +15,7 @@ use figment::value::{Dict, Map, Value};
 use figment::{Figment, Metadata, Profile, Provider, Source};
 
 use super::check::check;
+use super::dropin::{self, DropIn};
 use super::{Config, ConfigError, Origin};
 
 /// The configuration file of the machine.
@@ -29,21 +30,38 @@ const PREFIX: &str = "NWS_";
 /// What separates sections and keys in the name of a variable; one underscore is part of many keys.
 const SEPARATOR: &str = "__";
 
+/// The file beside us that holds variables, as the Go program reads it.
+const DOT_ENV: &str = ".env";
+
 /// A secret key as it was given, not yet parsed. Neither `Debug` nor an error shows it.
 #[derive(Clone, PartialEq, Eq)]
-pub struct PrivateKey(String);
+pub struct PrivateKey {
+    secret: String,
+    origin: Origin,
+}
 
 impl PrivateKey {
-    /// Takes a secret into custody.
+    /// Takes the secret of `NWS_PRIVATE_KEY` into custody.
     #[must_use]
     pub fn new(secret: impl Into<String>) -> Self {
-        Self(secret.into())
+        Self::from_origin(secret, Origin::Variable(PRIVATE_KEY_VARIABLE.to_owned()))
+    }
+
+    /// Takes a secret from some other place into custody.
+    pub(super) fn from_origin(secret: impl Into<String>, origin: Origin) -> Self {
+        Self { secret: secret.into(), origin }
+    }
+
+    /// Where it is from, for an error that must not show the secret.
+    #[must_use]
+    pub const fn origin(&self) -> &Origin {
+        &self.origin
     }
 
     /// The secret itself, to be parsed and not to be shown.
     #[must_use]
     pub fn expose(&self) -> &str {
-        &self.0
+        &self.secret
     }
 }
 
@@ -60,6 +78,8 @@ pub struct Settings {
     pub config: Config,
     /// The exit's secret key, if the environment holds it.
     pub private_key: Option<PrivateKey>,
+    /// What the environment of the Go program has added, once a command has asked for it.
+    pub drop_in: DropIn,
 }
 
 /// The sources of the configuration, from the weakest to the strongest. They can be read again, for a reload.
@@ -68,16 +88,21 @@ pub struct Sources {
     optional: Vec<PathBuf>,
     required: Option<PathBuf>,
     variables: Vec<(String, OsString)>,
+    /// Variables of the Go program, which are not ours and weaker than everything that is.
+    pub(super) drop_in: Vec<(String, OsString)>,
+    /// The file with variables of the Go program, weaker still.
+    pub(super) dot_env: Option<PathBuf>,
 }
 
 impl fmt::Debug for Sources {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         // The values of variables stay out: one of them is the secret key.
-        let names: Vec<_> = self.variables.iter().map(|(name, _)| name).collect();
+        let names: Vec<_> = self.variables.iter().chain(&self.drop_in).map(|(name, _)| name).collect();
         f.debug_struct("Sources")
             .field("optional", &self.optional)
             .field("required", &self.required)
             .field("variables", &names)
+            .field("dot_env", &self.dot_env)
             .finish()
     }
 }
@@ -89,10 +114,12 @@ impl Sources {
         Self::default()
     }
 
-    /// The sources of this process: the machine's file, the user's, and the environment.
+    /// The sources of this process: the machine's file, the user's, the environment, and `.env` where we are.
     #[must_use]
     pub fn of_process() -> Self {
-        let sources = Self::none().optional_file(SYSTEM_FILE).variables(std::env::vars_os());
+        // Absolute, for errors; without a working directory there is none to read either.
+        let dot_env = std::path::absolute(DOT_ENV).unwrap_or_else(|_| DOT_ENV.into());
+        let sources = Self::none().optional_file(SYSTEM_FILE).variables(std::env::vars_os()).dot_env_file(dot_env);
         // A service without a home directory has no file of its own, which is no mistake.
         match etcetera::choose_base_strategy() {
             Ok(base) => sources.optional_file(base.config_dir().join("nws").join("nws.toml")),
@@ -114,19 +141,29 @@ impl Sources {
         self
     }
 
-    /// Adds those of these environment variables that are ours.
+    /// Sets the file that may hold variables of the Go program; it may be missing.
+    #[must_use]
+    pub fn dot_env_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.dot_env = Some(path.into());
+        self
+    }
+
+    /// Adds those of these environment variables that are ours, and those of the Go program.
     #[must_use]
     pub fn variables<N: Into<OsString>, V: Into<OsString>>(mut self, all: impl IntoIterator<Item = (N, V)>) -> Self {
-        let ours = all.into_iter().filter_map(|(name, value)| {
-            let name = name.into().into_string().ok().filter(|name| name.starts_with(PREFIX))?;
-            Some((name, value.into()))
-        });
-        self.variables.extend(ours);
+        for (name, value) in all {
+            match name.into().into_string() {
+                Ok(name) if name.starts_with(PREFIX) => self.variables.push((name, value.into())),
+                Ok(name) if dropin::is_known(&name) => self.drop_in.push((name, value.into())),
+                _ => {}
+            }
+        }
         self.variables.sort();
         self
     }
 
-    /// Reads every source and checks what they say together.
+    /// Reads every source of ours and checks what they say together. What they leave open, a command may fill from the
+    /// environment of the Go program: [`Settings::fill_proxy`], [`Settings::fill_exit`].
     ///
     /// # Errors
     ///
@@ -161,7 +198,7 @@ impl Sources {
             let (key, origin) = set.unwrap_or((finding.keys[0], Origin::Default));
             ConfigError::value(origin, key, &finding.reason)
         })?;
-        Ok(Settings { config, private_key })
+        Ok(Settings { config, private_key, drop_in: DropIn::default() })
     }
 }
 

@@ -11,7 +11,7 @@ use etcetera::BaseStrategy;
 use nostr::nips::nip19::ToBech32;
 use nostr::{Keys, SecretKey};
 
-use crate::config::{PRIVATE_KEY_VARIABLE, PrivateKey};
+use crate::config::{Origin, PrivateKey};
 
 /// Mode of a directory that is made for the key.
 const DIRECTORY_MODE: u32 = 0o700;
@@ -30,8 +30,13 @@ const FILE_NAME: &str = "exit.key";
 #[non_exhaustive]
 pub enum KeyError {
     /// The environment holds something else.
-    #[error("environment variable {PRIVATE_KEY_VARIABLE}: {0}")]
-    Variable(NotAKey),
+    #[error("{origin}: {reason}")]
+    Variable {
+        /// The variable.
+        origin: Origin,
+        /// What is wrong.
+        reason: NotAKey,
+    },
     /// The file holds something else.
     #[error("key file {}: {reason}", path.display())]
     Content {
@@ -90,7 +95,9 @@ pub enum NotAKey {
 /// What was found is no key, or is open to others, or cannot be read or made.
 pub fn load(private_key: Option<&PrivateKey>, file: Option<&Path>) -> Result<Keys, KeyError> {
     match (private_key, file) {
-        (Some(secret), _) => parse(secret.expose()).map_err(KeyError::Variable),
+        (Some(secret), _) => {
+            parse(secret.expose()).map_err(|reason| KeyError::Variable { origin: secret.origin().clone(), reason })
+        }
         (None, Some(path)) => read_or_make(path),
         (None, None) => read_or_make(&default_path(std::env::var_os("STATE_DIRECTORY"))?),
     }
@@ -269,6 +276,7 @@ mod tests {
                 error => panic!("{text}: {error}"),
             }
             let error = load(Some(&PrivateKey::new(text)), None).unwrap_err();
+            assert!(error.to_string().starts_with("environment variable NWS_PRIVATE_KEY: "), "{error}");
             assert!(!format!("{error} {error:?}").contains("nsec1vl"), "{error}");
         }
         fs::write(&path, [0xff; 64]).unwrap();
