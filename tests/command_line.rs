@@ -149,3 +149,37 @@ fn a_malformed_env_file_is_exit_code_78_and_names_its_line() {
     // Only what needs the file reads it.
     assert_eq!(command(&["name", "decode", "x"], home.path(), &[]).output().unwrap().status.code(), Some(64));
 }
+
+/// Waits for a process at most so long; `None` when it is still there.
+fn wait_for(child: &mut std::process::Child, limit: std::time::Duration) -> Option<std::process::ExitStatus> {
+    let start = std::time::Instant::now();
+    while start.elapsed() < limit {
+        if let Some(status) = child.try_wait().unwrap() {
+            return Some(status);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    None
+}
+
+#[test]
+fn a_log_that_nobody_reads_does_not_keep_a_process_from_ending() {
+    let home = tempfile::tempdir().unwrap();
+    let info = home.path().join("info.json");
+    let args = ["relay", "--listen", "127.0.0.1:0", "--info-file", info.to_str().unwrap(), "-vv"];
+    let mut child = command(&args, home.path(), &[]).stderr(Stdio::piped()).spawn().unwrap();
+    drop(child.stderr.take());
+    let patience = std::time::Duration::from_secs(30);
+    let start = std::time::Instant::now();
+    while !info.exists() {
+        assert!(start.elapsed() < patience, "it does not become ready");
+        assert!(child.try_wait().unwrap().is_none(), "it ended before it was ready");
+        std::thread::sleep(std::time::Duration::from_millis(10));
+    }
+    let killed = Command::new("kill").args(["-TERM", &child.id().to_string()]).status().unwrap();
+    assert!(killed.success());
+    let status = wait_for(&mut child, patience);
+    let _ = child.kill();
+    assert_eq!(status.and_then(|status| status.code()), Some(0), "{status:?}");
+    assert!(!info.exists(), "its information file goes with it");
+}

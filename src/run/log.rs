@@ -12,7 +12,10 @@ pub fn start(config: &LogConfig) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(config.filter.to_env_filter())
         .with_writer(io::stderr)
-        .with_ansi(colours);
+        .with_ansi(colours)
+        // A log that nobody reads any more must not take the program with it, which complaining about it on the same
+        // closed pipe would do.
+        .log_internal_errors(false);
     // The only way to fail is a log that is there already, as in tests that run several commands in one process.
     let _ = match config.format {
         LogFormat::Human => builder.try_init(),
