@@ -502,3 +502,17 @@ fn a_stream_still_taken_for_old_speaks_of_offsets_until_an_answer_decides() {
         }
     }
 }
+
+#[test]
+fn an_exit_that_no_longer_speaks_of_streams_is_found_out_anew() {
+    let (now, mut session) = fresh(Side::Proxy, Tongue::Streams);
+    let key = Uuid::from_u128(1);
+    session.open(now, key, "x.nostr".into(), 80);
+    let mut now = now;
+    while session.is_open(key).is_ok() {
+        now += Duration::from_secs(1);
+        session.handle_timeout(now);
+        while session.poll_transmit(now, &mut |_| true).is_some() {}
+    }
+    assert_eq!(session.tongue(), Tongue::Unknown);
+}

@@ -25,17 +25,46 @@ impl Memory {
         known.get(exit).filter(|(_, at)| at.elapsed() < REMEMBERED).map_or(Tongue::Unknown, |(tongue, _)| *tongue)
     }
 
-    /// Remembers what an exit has shown by itself; guesses are not kept.
+    /// Remembers what an exit has shown by itself, and forgets what it does no longer; guesses are not kept.
     pub(super) fn learn(&self, exit: PublicKey, tongue: Tongue) {
-        if !matches!(tongue, Tongue::Streams | Tongue::Nip74 | Tongue::Deployed) {
-            return;
-        }
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        match tongue {
+            Tongue::Streams | Tongue::Nip74 | Tongue::Deployed => {}
+            Tongue::Unknown => {
+                known.remove(&exit);
+                return;
+            }
+            _ => return,
+        }
         if known.len() >= EXITS_MAX {
             known.retain(|_, (_, at)| at.elapsed() < REMEMBERED);
         }
         if known.len() < EXITS_MAX {
             known.insert(exit, (tongue, Instant::now()));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use nostr::Keys;
+
+    use super::*;
+
+    #[test]
+    fn what_an_exit_has_shown_is_remembered_and_guesses_are_not() {
+        let memory = Memory::default();
+        let exit = Keys::generate().public_key();
+        assert_eq!(memory.recall(&exit), Tongue::Unknown);
+        for guess in [Tongue::Both, Tongue::Silent] {
+            memory.learn(exit, guess);
+            assert_eq!(memory.recall(&exit), Tongue::Unknown);
+        }
+        for shown in [Tongue::Streams, Tongue::Nip74, Tongue::Deployed] {
+            memory.learn(exit, shown);
+            assert_eq!(memory.recall(&exit), shown);
+        }
+        memory.learn(exit, Tongue::Unknown);
+        assert_eq!(memory.recall(&exit), Tongue::Unknown, "it has stopped answering");
     }
 }

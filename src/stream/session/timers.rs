@@ -132,6 +132,10 @@ impl Session {
                 (None, true) => "the exit is there, but its service did not answer in time".to_owned(),
                 (None, false) => "the exit did not answer: it is not running, or not on these relays".to_owned(),
             };
+            if self.tongue == Tongue::Streams && !opening.heard {
+                // Another program may stand there now; the next stream finds out anew.
+                self.tongue = Tongue::Unknown;
+            }
             self.reset_stream(now, key, Error::new(ErrorKind::Timeout, error), true);
             return;
         }
