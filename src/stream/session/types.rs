@@ -56,7 +56,8 @@ impl Tongue {
 /// What the program is to know.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// The peer opens a stream: answer with [`Session::accept`] or [`Session::reject`].
+    /// The peer opens a stream: answer with [`super::Session::accept`] or
+    /// [`super::Session::reject`].
     Incoming(Incoming),
     /// A stream has bytes to read, has ended, was accepted or has failed.
     Readable(Uuid),
@@ -77,7 +78,7 @@ pub struct Transmit {
     pub opening: Option<Uuid>,
     /// Relays that the very same event also goes to.
     pub also: Vec<PathId>,
-    /// Whether [`Session::taken`] is to be told when the relay on `path` has taken it.
+    /// Whether [`super::Session::taken`] is to be told when the relay on `path` has taken it.
     pub wants_ok: bool,
 }
 
