@@ -11,6 +11,8 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
+use crate::error::Error;
+
 /// The version of reliable streams that this program speaks (member `nws`).
 pub const VERSION: u32 = 1;
 
@@ -258,6 +260,16 @@ impl Message {
     #[must_use]
     pub fn new(key: Uuid, kind: Type) -> Self {
         Self { key, kind, ..Self::default() }
+    }
+
+    /// A `RESET` that says why.
+    #[must_use]
+    pub fn reset(key: Uuid, error: &Error) -> Self {
+        Self {
+            code: Some(error.kind().code().to_owned()),
+            reason: Some(error.reason().to_owned()),
+            ..Self::new(key, Type::Reset)
+        }
     }
 
     /// Whether any member says that the sender speaks reliable streams.

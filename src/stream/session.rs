@@ -20,7 +20,7 @@ use crate::message::{Message, Type, VERSION};
 
 use super::path::Path;
 use super::state::{Opening, Phase, Stream};
-use super::tombstone::{LastWord, Tombstones, reset};
+use super::tombstone::{LastWord, Tombstones};
 use super::{PacketId, PathId, Settings};
 
 pub use types::{Event, Incoming, Refusal, Side, Tongue, Transmit};
@@ -378,7 +378,7 @@ impl Session {
             self.opening_queue.retain(|&(opening, _)| opening != key);
         }
         if tell {
-            self.reply(None, reset(key, &error));
+            self.reply(None, Message::reset(key, &error));
         }
         self.tombstones.bury(now, key, if tell { LastWord::Reset(error) } else { LastWord::Silent });
         self.arm(key);
@@ -408,7 +408,7 @@ impl Session {
 
     /// Answers an opening that is not believed.
     pub fn refuse(&mut self, path: PathId, key: Uuid, error: &Error) {
-        self.reply(Some(path), reset(key, error));
+        self.reply(Some(path), Message::reset(key, error));
     }
 
     fn reply(&mut self, path: Option<PathId>, message: Message) {

@@ -29,18 +29,9 @@ impl LastWord {
     pub(super) fn message(&self, key: Uuid) -> Option<Message> {
         match self {
             Self::Acknowledged(ack) => Some(Message { ack: Some(*ack), ..Message::new(key, Type::Ack) }),
-            Self::Reset(error) => Some(reset(key, error)),
+            Self::Reset(error) => Some(Message::reset(key, error)),
             Self::Silent => None,
         }
-    }
-}
-
-/// A `RESET` that says why.
-pub(super) fn reset(key: Uuid, error: &Error) -> Message {
-    Message {
-        code: Some(error.kind().code().to_owned()),
-        reason: Some(error.reason().to_owned()),
-        ..Message::new(key, Type::Reset)
     }
 }
 

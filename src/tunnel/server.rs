@@ -10,7 +10,6 @@ use nostr::{Keys, PublicKey, RelayUrl};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
-use uuid::Uuid;
 
 use super::driver::{Driver, OPENINGS_MIN, Recent, Sent, admit, unix_now};
 use super::replay::ReplayGuard;
@@ -328,13 +327,13 @@ impl Dispatcher {
         if self.sessions.len() >= self.limits.exit_sessions {
             tracing::warn!(sessions = self.sessions.len(), "as many sessions as limits.exit_sessions allows");
             let error = Error::new(ErrorKind::Overloaded, "the exit serves as many clients as it can");
-            let resets: Vec<Message> = messages.iter().map(|message| reset(message.key, &error)).collect();
+            let resets: Vec<Message> = messages.iter().map(|message| Message::reset(message.key, &error)).collect();
             return self.say(path, &conversation, &resets);
         }
         let shared = Arc::new(Shared::new(Side::Exit, Settings::from(&*self.limits), Tongue::Unknown));
         let (messages, refused) = admit(&self.door.replays, &shared, &event, messages);
         if let Some((key, error)) = refused {
-            return self.say(path, &conversation, &[reset(key, &error)]);
+            return self.say(path, &conversation, &[Message::reset(key, &error)]);
         }
         if messages.is_empty() {
             return;
@@ -403,7 +402,8 @@ impl Dispatcher {
         let asks = |message: &&Message| message.ack.is_some() && (message.off.is_some() || message.probe);
         let error =
             Error::new(ErrorKind::UnknownStream, "the stream is not known here; the exit was restarted, perhaps");
-        let resets: Vec<Message> = messages.iter().filter(asks).map(|message| reset(message.key, &error)).collect();
+        let resets: Vec<Message> =
+            messages.iter().filter(asks).map(|message| Message::reset(message.key, &error)).collect();
         if resets.is_empty() {
             return;
         }
@@ -424,13 +424,5 @@ impl Dispatcher {
             // The peer asks again if it was not heard.
             let _ = attachment.try_publish(event, false);
         }
-    }
-}
-
-fn reset(key: Uuid, error: &Error) -> Message {
-    Message {
-        code: Some(error.kind().code().to_owned()),
-        reason: Some(error.reason().to_owned()),
-        ..Message::new(key, Type::Reset)
     }
 }

@@ -9,7 +9,7 @@ use crate::message::{Message, Type};
 use crate::stream::path::Path;
 use crate::stream::recv::Received;
 use crate::stream::send::CREDIT_INITIAL;
-use crate::stream::tombstone::{LastWord, reset};
+use crate::stream::tombstone::LastWord;
 
 use super::{Event, Incoming, PathId, Phase, STRANGERS_PER_SECOND, Session, Side, Stream, Tongue};
 
@@ -33,7 +33,7 @@ impl Session {
             Type::Connect => self.on_connect(now, path, message),
             Type::ConnectReverse => {
                 let error = Error::new(ErrorKind::Denied, "this exit makes no connections back to its clients");
-                self.reply(Some(path), reset(key, &error));
+                self.reply(Some(path), Message::reset(key, &error));
             }
             Type::Reset => self.on_reset(now, &message),
             Type::Data | Type::Socks5Response if is_old_data(&message) => {
@@ -78,7 +78,7 @@ impl Session {
         if self.streams.len() >= self.settings.streams_max {
             let limit = self.settings.streams_max;
             let error = Error::new(ErrorKind::Overloaded, format!("this peer has {limit} streams open already"));
-            self.reply(Some(path), reset(key, &error));
+            self.reply(Some(path), Message::reset(key, &error));
             self.tombstones.bury(now, key, LastWord::Reset(error));
             return;
         }
@@ -88,7 +88,7 @@ impl Session {
         }
         if stream.recv.receive(0, message.data, message.fin).is_err() {
             let error = Error::new(ErrorKind::Protocol, "more early data than the first window");
-            self.reply(Some(path), reset(key, &error));
+            self.reply(Some(path), Message::reset(key, &error));
             return;
         }
         self.streams.insert(key, stream);
@@ -130,7 +130,7 @@ impl Session {
         }
         let error =
             Error::new(ErrorKind::UnknownStream, "the stream is not known here; the program was restarted, perhaps");
-        self.reply(Some(path), reset(message.key, &error));
+        self.reply(Some(path), Message::reset(message.key, &error));
     }
 
     fn may_answer_stranger(&mut self, now: Instant) -> bool {

@@ -8,7 +8,7 @@ use uuid::Uuid;
 use crate::error::{Error, ErrorKind};
 use crate::message::{self, Message, Type};
 use crate::stream::old::{AFTER_CONNECT, BEFORE_FIRST_ANSWER, CHUNK_MAX, Old, PROVISIONAL};
-use crate::stream::tombstone::{LastWord, reset};
+use crate::stream::tombstone::LastWord;
 
 use super::{
     Event, Incoming, PAUSE, PLAINTEXT_MIN, PacketId, PathId, Phase, Refusal, Session, Side, Stream, Tongue, Transmit,
@@ -348,7 +348,7 @@ impl Session {
         let word = if guessed {
             // It may be one of ours, which should not wait for more.
             let error = Error::new(ErrorKind::Aborted, "the other side gave the connection up");
-            self.reply(None, reset(key, &error));
+            self.reply(None, Message::reset(key, &error));
             LastWord::Reset(error)
         } else {
             LastWord::Silent
