@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::driver::{Driver, OPENINGS_MIN, Recent, Sent};
+use super::driver::{ARRIVALS_MAX, Driver, OPENINGS_MIN, Recent, Sent, subscribe_all};
 use super::memory::Memory;
 use super::shared::Shared;
 use super::stream::TunnelStream;
@@ -21,9 +21,6 @@ use crate::limits::Limits;
 use crate::name::NostrName;
 use crate::relay::{Link, Links, Subscription, Wanted};
 use crate::stream::{Settings, Side};
-
-/// Events that wait for a session at most; a full queue holds back the relay.
-const ARRIVALS_MAX: usize = 64;
 
 /// What two streams must have in common to share a session.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -142,13 +139,8 @@ impl Tunnel {
         let (notices_tx, notices) = mpsc::unbounded_channel();
         let wanted = Wanted { recipient: keys.public_key().to_hex(), author: Some(id.exit.to_hex()) };
         let links: Vec<Arc<Link>> = id.relays.iter().map(|url| self.links.get(url)).collect();
-        let attachments = links
-            .iter()
-            .map(|link| {
-                let subscription = Subscription { wanted: wanted.clone(), arrivals: arrivals_tx.clone() };
-                (link.id(), link.attach(keys.clone(), notices_tx.clone(), Some(subscription)))
-            })
-            .collect();
+        let subscription = Subscription { wanted, arrivals: arrivals_tx };
+        let attachments = subscribe_all(&links, &keys, &notices_tx, &subscription);
         let driver = Driver {
             shared: Arc::clone(&shared),
             conversation: Arc::new(conversation),

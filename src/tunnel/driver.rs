@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use nostr::EventId;
+use nostr::{EventId, Keys};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
@@ -18,7 +18,7 @@ use super::shared::Shared;
 use crate::envelope::{Conversation, EventLimits, SealedEvent};
 use crate::error::{Error, ErrorKind};
 use crate::message::{Message, Type};
-use crate::relay::{Arrival, Attachment, Notice};
+use crate::relay::{Arrival, Attachment, Link, Notice, Subscription};
 use crate::stream::{PacketId, PathId, Refusal, Tongue, Transmit};
 
 /// Events that are sealed before incoming ones are looked at again.
@@ -114,6 +114,20 @@ impl Recent {
 /// Whether an event holds data that only its id can tell from a repetition.
 fn is_old(messages: &[Message]) -> bool {
     messages.iter().any(|message| message.off.is_none() && !message.data.is_empty() && message.nws.is_none())
+}
+
+/// Events that wait for a session or for an exit at most; a full queue holds back the relay.
+pub(super) const ARRIVALS_MAX: usize = 64;
+
+/// Attaches to each of the links as `keys`, with the same subscription on all of them.
+pub(super) fn subscribe_all(
+    links: &[Arc<Link>],
+    keys: &Keys,
+    notices: &mpsc::UnboundedSender<Notice>,
+    subscription: &Subscription,
+) -> HashMap<PathId, Attachment> {
+    let attach = |link: &Arc<Link>| link.attach(keys.clone(), notices.clone(), Some(subscription.clone()));
+    links.iter().map(|link| (link.id(), attach(link))).collect()
 }
 
 /// Seconds since 1970, as events are stamped.

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
-use super::driver::{Driver, OPENINGS_MIN, Recent, Sent, admit, unix_now};
+use super::driver::{ARRIVALS_MAX, Driver, OPENINGS_MIN, Recent, Sent, admit, subscribe_all, unix_now};
 use super::replay::ReplayGuard;
 use super::shared::Shared;
 use super::stream::TunnelStream;
@@ -22,8 +22,6 @@ use crate::message::{Message, Type};
 use crate::relay::{Arrival, Attachment, Link, Links, Notice, Subscription, Wanted};
 use crate::stream::{Incoming, Settings, Side, Tongue};
 
-/// Events that wait for the exit, and for each session, at most; a full queue holds back the relay.
-const ARRIVALS_MAX: usize = 64;
 /// Answers to peers that are not known, in a second at most: each costs a key derivation and a signature.
 const STRANGERS_PER_SECOND: u32 = 100;
 
@@ -154,13 +152,8 @@ impl Acceptor {
         let (arrivals_tx, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let (notices_tx, notices) = mpsc::unbounded_channel();
         let wanted = Wanted { recipient: keys.public_key().to_hex(), author: None };
-        let attachments = links
-            .iter()
-            .map(|link| {
-                let subscription = Subscription { wanted: wanted.clone(), arrivals: arrivals_tx.clone() };
-                (link.id(), link.attach(keys.clone(), notices_tx.clone(), Some(subscription)))
-            })
-            .collect();
+        let subscription = Subscription { wanted, arrivals: arrivals_tx };
+        let attachments = subscribe_all(&links, &keys, &notices_tx, &subscription);
         let (offers_tx, offers) = mpsc::unbounded_channel();
         let (up_tx, up) = watch::channel(0);
         let end = CancellationToken::new();
