@@ -5,8 +5,8 @@
 
 use std::borrow::Cow;
 
+use base64_simd::STANDARD as BASE64;
 use bytes::Bytes;
-use data_encoding::BASE64;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -196,7 +196,7 @@ impl TryFrom<Wire<'_>> for Message {
 
 /// The bytes of a `data` member: base64, or, as in the specification's own example, plain text.
 fn decode_data(text: Cow<'_, str>) -> Bytes {
-    match BASE64.decode(text.as_bytes()) {
+    match BASE64.decode_to_vec(text.as_bytes()) {
         Ok(bytes) => bytes.into(),
         Err(_) => text.into_owned().into_bytes().into(),
     }
@@ -223,20 +223,25 @@ pub fn decode(plaintext: &[u8]) -> Result<Vec<Message>, MessageError> {
 /// batch.
 #[must_use]
 pub fn encode(messages: &[Message]) -> String {
-    let mut out = String::with_capacity(encoded_len(messages));
+    let mut out = Vec::with_capacity(encoded_len(messages));
+    encode_to(messages, &mut out);
+    // Written from texts only, so there is nothing to replace.
+    String::from_utf8(out).unwrap_or_default()
+}
+
+/// Appends what [`encode`] gives.
+pub(crate) fn encode_to(messages: &[Message], out: &mut Vec<u8>) {
     if let [single] = messages {
-        single.encode_to(&mut out);
-        return out;
+        return single.write(out);
     }
-    out.push('[');
+    out.push(b'[');
     for (index, message) in messages.iter().enumerate() {
         if index > 0 {
-            out.push(',');
+            out.push(b',');
         }
-        message.encode_to(&mut out);
+        message.write(out);
     }
-    out.push(']');
-    out
+    out.push(b']');
 }
 
 /// The exact length in bytes of what [`encode`] writes.
@@ -290,10 +295,6 @@ impl Message {
         let mut counter = Counter(0);
         self.write(&mut counter);
         counter.0
-    }
-
-    fn encode_to(&self, out: &mut String) {
-        self.write(out);
     }
 
     /// Writes the members in the order in which the deployed program does, ours after them.
@@ -374,14 +375,14 @@ trait Sink {
     }
 }
 
-impl Sink for String {
+impl Sink for Vec<u8> {
     fn text(&mut self, text: &str) {
-        self.push_str(text);
+        self.extend_from_slice(text.as_bytes());
     }
 
     fn number(&mut self, value: u64) {
-        use std::fmt::Write as _;
-        // Writing to a String cannot fail.
+        use std::io::Write as _;
+        // Writing to memory cannot fail.
         let _ = write!(self, "{value}");
     }
 
@@ -402,6 +403,6 @@ impl Sink for Counter {
     }
 
     fn base64(&mut self, data: &[u8]) {
-        self.0 += BASE64.encode_len(data.len());
+        self.0 += BASE64.encoded_length(data.len());
     }
 }
