@@ -86,6 +86,12 @@ impl IncomingEvent {
         std::str::from_utf8(&self.content).unwrap_or_default()
     }
 
+    /// Characters of the content.
+    #[must_use]
+    pub const fn content_len(&self) -> usize {
+        self.content.len()
+    }
+
     pub(super) fn content_bytes(&self) -> &[u8] {
         &self.content
     }

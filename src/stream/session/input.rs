@@ -279,16 +279,12 @@ impl Session {
             self.remove(key);
             return;
         }
-        let was_finished = stream.recv.is_finished();
         match stream.recv.receive(off, data, fin) {
             Ok(received) => {
                 match received {
                     Received::New => stream.owe_ack(now),
                     Received::Notable => stream.owe_gap_ack(now),
                     Received::Duplicate => stream.ack_by(now),
-                }
-                if stream.recv.is_finished() && !was_finished {
-                    stream.ack_by(now);
                 }
                 if stream.is_ack_due(now) {
                     self.owe_ack_now(now, key);
