@@ -306,6 +306,8 @@ fn a_request_known_at_the_start_travels_with_the_opening_and_the_answer_comes_a_
     let key = world.open(b"ping".to_vec());
     assert!(world.run(Duration::from_secs(5), |world| world.ended(key)));
     assert_eq!(world.now - start, Duration::from_millis(100));
+    // The acknowledgement of the answer waits for company that does not come.
+    world.run(Duration::from_secs(1), |_| false);
     let sent = world.ends[PROXY].sent_events;
     assert_eq!(sent, 2, "one event for the opening, the request and its end, one to acknowledge the answer");
 }
