@@ -9,6 +9,7 @@ mod nip44;
 mod size;
 
 use std::fmt;
+use std::ops::Range;
 
 pub use incoming::IncomingEvent;
 pub(crate) use incoming::WireEvent;
@@ -179,11 +180,11 @@ impl Conversation {
         }
         let mut payload = decode_payload(event.content_bytes())?;
         let ours = Mark::of(&payload) == Some(self.mark);
-        let plaintext = decrypt_payload(&self.key, &mut payload)?;
+        let text = decrypt_payload(&self.key, &mut payload)?;
         if ours {
             event.verify()?;
         }
-        Ok(message::decode(plaintext)?)
+        Ok(message::decode_shared(&Bytes::from(payload).slice(text))?)
     }
 }
 
@@ -193,7 +194,7 @@ impl Conversation {
 /// When it is not base64, of another version, or its MAC or padding is wrong.
 pub fn decrypt(key: &ConversationKey, content: &str) -> Result<Vec<u8>, EnvelopeError> {
     let mut payload = decode_payload(content.as_bytes())?;
-    decrypt_payload(key, &mut payload).map(<[u8]>::to_vec)
+    decrypt_payload(key, &mut payload).map(|text| payload[text].to_vec())
 }
 
 /// Encrypts a text as a NIP-44 v2 content, under a nonce that must never come twice with this key.
@@ -210,7 +211,8 @@ fn decode_payload(content: &[u8]) -> Result<Vec<u8>, EnvelopeError> {
     BASE64.decode_to_vec(content).map_err(|_| EnvelopeError::Decrypt("not base64".to_owned()))
 }
 
-fn decrypt_payload<'a>(key: &ConversationKey, payload: &'a mut [u8]) -> Result<&'a [u8], EnvelopeError> {
+/// Decrypts a payload where it lies; says where its text is.
+fn decrypt_payload(key: &ConversationKey, payload: &mut [u8]) -> Result<Range<usize>, EnvelopeError> {
     nip44::open(key, payload).map_err(|error| EnvelopeError::Decrypt(error.to_string()))
 }
 

@@ -13,8 +13,13 @@ use nostr::{Keys, PublicKey, SecretKey};
 use nws::envelope::{
     Conversation, EnvelopeError, IncomingEvent, KIND_MESSAGE, content_len, decrypt, encrypt, frame_len, padded_len,
 };
-use nws::message::{Type, decode, encode, encoded_len};
+use nws::message::{Message, Type, decode, encoded_len};
 use serde_json::Value;
+
+/// The plaintext of messages whose data is within the JSON, which makes it text.
+fn encode(messages: &[Message]) -> String {
+    String::from_utf8(nws::message::encode(messages)).unwrap()
+}
 
 const ONE_GET: &str = include_str!("vectors/go-one-get.json");
 const DOWNLOAD: &str = include_str!("vectors/go-64k-download.json");

@@ -64,7 +64,7 @@ struct World {
     ends: [End; 2],
     relays: BTreeMap<PathId, (Weather, bool)>,
     /// Events on their way, by arrival: to which end, on which relay, the plaintext.
-    wire: BTreeMap<(Instant, u64), (usize, PathId, String)>,
+    wire: BTreeMap<(Instant, u64), (usize, PathId, Vec<u8>)>,
     serial: u64,
     rng: fastrand::Rng,
 }
@@ -248,7 +248,7 @@ impl World {
             while let Some(entry) = self.wire.first_entry().filter(|entry| entry.key().0 <= self.now) {
                 let (index, path, plaintext) = entry.remove();
                 if self.relays[&path].1 {
-                    let messages = decode(plaintext.as_bytes()).unwrap();
+                    let messages = decode(&plaintext).unwrap();
                     self.ends[index].session.handle(self.now, path, messages);
                 }
             }
@@ -504,7 +504,7 @@ fn a_relay_that_finds_events_too_long_is_sent_shorter_ones() {
             if plaintext.len() > limit {
                 world.ends[EXIT].session.refused(world.now, 0, Some(transmit.packet), Refusal::TooLarge);
             } else {
-                world.ends[PROXY].session.handle(world.now, 0, decode(plaintext.as_bytes()).unwrap());
+                world.ends[PROXY].session.handle(world.now, 0, decode(&plaintext).unwrap());
             }
         }
         world.run(Duration::from_millis(10), |_| false);

@@ -5,6 +5,8 @@
 //! processor has no instructions for it, which then is most of the cost of the tunnel, and copies the text four times
 //! (figures in `docs/performance.md`).
 
+use std::ops::Range;
+
 use chacha20::ChaCha20;
 use chacha20::cipher::{KeyIvInit, StreamCipher};
 use nostr::nips::nip44::v2::ConversationKey;
@@ -13,7 +15,7 @@ use ring::{hkdf, hmac};
 use super::size::{PLAINTEXT_MAX, padded_len};
 
 /// Where the nonce lies in a payload, behind the version.
-const NONCE: std::ops::Range<usize> = 1..33;
+const NONCE: Range<usize> = 1..33;
 /// Length of the MAC at the end.
 const MAC_LEN: usize = 32;
 /// A payload is never shorter: 32 bytes of padded text.
@@ -71,8 +73,8 @@ impl Draft {
     }
 }
 
-/// Decrypts a payload where it lies, and returns its text.
-pub(super) fn open<'a>(key: &ConversationKey, payload: &'a mut [u8]) -> Result<&'a [u8], Nip44Error> {
+/// Decrypts a payload where it lies, and says where in it the text is.
+pub(super) fn open(key: &ConversationKey, payload: &mut [u8]) -> Result<Range<usize>, Nip44Error> {
     match payload.first() {
         Some(2) => {}
         version => return Err(Nip44Error::Version(version.copied().unwrap_or(0))),
@@ -90,7 +92,7 @@ pub(super) fn open<'a>(key: &ConversationKey, payload: &'a mut [u8]) -> Result<&
     if len == 0 || rest.len() != padded_len(len) {
         return Err(Nip44Error::Padding);
     }
-    Ok(&rest[..len])
+    Ok(NONCE.end + 2..NONCE.end + 2 + len)
 }
 
 /// What NIP-44 derives for each message from the conversation key and the nonce.

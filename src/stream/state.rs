@@ -260,6 +260,7 @@ impl Stream {
         }
         if !self.confirmed {
             message.nws = Some(VERSION);
+            message.raw = true;
         }
     }
 

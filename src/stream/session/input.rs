@@ -60,6 +60,7 @@ impl Session {
             return;
         }
         self.tongue = Tongue::Streams;
+        self.peer_takes_raw = message.raw;
         if let Some(stream) = self.streams.get_mut(&key) {
             // Repeated, or come over another relay: the answer goes back the same way, which proves that way.
             if !matches!(stream.phase, Phase::Failed(_)) {
@@ -214,6 +215,8 @@ impl Session {
                     return message.ack.is_some();
                 }
                 let early_end = opening.early_end;
+                // Said with the acceptance, so that another program in the exit's place is noticed.
+                self.peer_takes_raw = message.raw;
                 stream.phase = Phase::Open;
                 stream.confirmed = true;
                 if message.ack.unwrap_or(0) < early_end {

@@ -185,8 +185,8 @@ impl Session {
     fn pack(&mut self, now: Instant, id: PathId, with_data: bool) -> Option<Transmit> {
         let budget = self.paths.get(&id).map_or(0, |path| path.plaintext_max);
         let mut messages: Vec<Message> = Vec::new();
-        // Brackets of a batch; each message adds its own length and a comma.
-        let mut used = 2;
+        // Brackets of a batch and what stands before it; each message adds its own length and a comma.
+        let mut used = 2 + message::BESIDE_HEAD;
         let mut chunks = Vec::new();
         let small = budget / 2;
         while let Some((wanted, message)) = self.replies.front() {
@@ -239,6 +239,7 @@ impl Session {
     ) {
         let (packet, probing) =
             self.paths.get(&id).map_or((0, false), |path| (path.next_packet(), path.congestion.is_probing()));
+        let raw = self.peer_takes_raw;
         for _ in 0..self.data_queue.len() {
             let Some(key) = self.data_queue.pop_front() else { return };
             let Some(stream) = self.streams.get_mut(&key) else { continue };
@@ -246,9 +247,10 @@ impl Session {
                 stream.queued_data = false;
                 continue;
             }
-            let mut message = Message::new(key, Type::Data);
+            let mut message = Message { beside: raw, ..Message::new(key, Type::Data) };
             let room = budget.saturating_sub(*used + ACK_ROOM);
-            let size = message::data_that_fits(room.saturating_sub(message.encoded_len()));
+            let room = room.saturating_sub(message.encoded_len());
+            let size = if raw { message::data_beside_that_fits(room) } else { message::data_that_fits(room) };
             let enough = size >= stream.send.next_len().min(CHUNK_MIN) && size > 0;
             if !enough && !messages.is_empty() {
                 self.data_queue.push_front(key);
