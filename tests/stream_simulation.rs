@@ -454,6 +454,40 @@ fn an_idle_stream_lives_as_long_as_the_peer_answers_and_ends_when_it_is_gone() {
 }
 
 #[test]
+fn hundreds_of_idle_streams_share_their_probes() {
+    let mut world = World::new(23, vec![Weather::fair(10)]);
+    for number in 0..300 {
+        world.ends[PROXY].session.open(world.now, Uuid::from_u128(number), "x.nostr".into(), 80);
+        world.run(Duration::from_millis(50), |_| false);
+    }
+    let before: u64 = world.ends.iter().map(|end| end.sent_events).sum();
+    world.run(Duration::from_secs(3600), |_| false);
+    let sent = world.ends.iter().map(|end| end.sent_events).sum::<u64>() - before;
+    assert!(sent < 1_500, "{sent} events in an idle hour of 300 streams");
+    let open = |number| world.ends[PROXY].session.is_open(Uuid::from_u128(number)).unwrap();
+    assert!((0..300).all(open));
+}
+
+#[test]
+fn a_far_relay_beside_a_near_one_makes_nothing_slower() {
+    let time = |relays: Vec<Weather>, len: usize| {
+        let mut world = World::new(24, relays);
+        // Known from before, so that it is not the first guess that is judged.
+        transfer(&mut world, 10, 3_000_000, Duration::from_secs(60));
+        let start = world.now;
+        transfer(&mut world, 10, len, Duration::from_secs(60));
+        world.now - start
+    };
+    for len in [20_000, 300_000, 20_000_000] {
+        let near = time(vec![Weather::fair(10)], len);
+        let both = time(vec![Weather::fair(10), Weather::fair(200)], len);
+        // The near one has no limit here, which the choice cannot know: it may cost one way over the far one, not more.
+        let slack = if len > 1_000_000 { Duration::from_millis(200) } else { near / 10 };
+        assert!(both <= near + slack, "{len} bytes: {near:?} over the near relay alone, {both:?} over both");
+    }
+}
+
+#[test]
 fn a_released_stream_without_an_end_is_reset_for_the_peer() {
     let mut world = World::new(14, vec![Weather::fair(10)]);
     world.ends[EXIT].answer = pattern(50_000_000, 1);

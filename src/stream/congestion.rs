@@ -141,6 +141,11 @@ impl Congestion {
         self.quiet.probing.is_some()
     }
 
+    /// Whether the window grows by all that arrives.
+    pub(super) const fn is_in_slow_start(&self) -> bool {
+        self.slow_start && self.conservative.is_none()
+    }
+
     /// An event has arrived; `next_packet` is the next to be sent.
     pub(super) fn acknowledged(&mut self, now: Instant, event: Arrived, next_packet: u64) {
         if let Some(rtt) = event.rtt {

@@ -59,6 +59,10 @@ pub(super) struct Path {
     /// When the last event left or the last one arrived, whichever is later.
     active: Option<Instant>,
     out_of_use_until: Option<Instant>,
+    /// When the peer was asked to answer on this path, only to see how far it is.
+    asked: Option<Instant>,
+    /// What its answer told: a guess, since other words of the peer may have come before it.
+    distance: Option<Duration>,
 }
 
 impl Path {
@@ -78,6 +82,8 @@ impl Path {
             probes: 0,
             active: None,
             out_of_use_until: None,
+            asked: None,
+            distance: None,
         }
     }
 
@@ -139,9 +145,27 @@ impl Path {
     }
 
     /// The peer was heard on this path: the pause before the next probe is short again.
-    pub(super) fn note_heard(&mut self, now: Instant) {
+    pub(super) fn note_heard(&mut self, now: Instant, answers: bool) {
         self.heard = Some(now);
         self.probes = 0;
+        if answers && let Some(asked) = self.asked.take() {
+            self.distance = Some(now.saturating_duration_since(asked));
+        }
+    }
+
+    /// How far the peer is on this path: by what data has shown, else by an answer to a question; `None` when neither is
+    /// there.
+    pub(super) fn distance(&self) -> Option<Duration> {
+        self.rtt.measured().or(self.distance)
+    }
+
+    /// Whether the peer had better be asked to answer here, since nobody knows how far it is; notes that it is.
+    pub(super) fn ask_how_far(&mut self, now: Instant) -> bool {
+        let ask = self.is_usable(now) && self.rtt.is_stale(now) && self.sent.is_empty();
+        if ask {
+            self.asked = Some(now);
+        }
+        ask
     }
 
     /// One chunk of an event has landed. `clean` says that it went out only once, so that its time tells a round trip.

@@ -8,6 +8,9 @@ pub(super) const INITIAL: Duration = Duration::from_millis(333);
 /// How long a smallest value stands: a relay that moved away must not leave a false one behind.
 const MIN_WINDOW: Duration = Duration::from_secs(15);
 
+/// After so long without a sample a path had better be measured again.
+const STALE: Duration = Duration::from_secs(60);
+
 /// See the module.
 #[derive(Debug, Clone)]
 pub(super) struct Rtt {
@@ -17,16 +20,25 @@ pub(super) struct Rtt {
     /// Smallest values of this window and of the one before.
     minima: [Option<Duration>; 2],
     window_start: Option<Instant>,
+    sampled: Option<Instant>,
 }
 
 impl Rtt {
     pub(super) const fn new() -> Self {
-        Self { latest: INITIAL, smoothed: None, variance: Duration::ZERO, minima: [None; 2], window_start: None }
+        Self {
+            latest: INITIAL,
+            smoothed: None,
+            variance: Duration::ZERO,
+            minima: [None; 2],
+            window_start: None,
+            sampled: None,
+        }
     }
 
     /// Takes a sample.
     pub(super) fn sample(&mut self, now: Instant, rtt: Duration) {
         self.latest = rtt;
+        self.sampled = Some(now);
         match self.smoothed {
             None => {
                 self.smoothed = Some(rtt);
@@ -42,6 +54,11 @@ impl Rtt {
             self.minima = [None, self.minima[0]];
         }
         self.minima[0] = Some(self.minima[0].map_or(rtt, |min| min.min(rtt)));
+    }
+
+    /// Whether the last sample, if there was one, says little about today.
+    pub(super) fn is_stale(&self, now: Instant) -> bool {
+        self.sampled.is_none_or(|at| now.saturating_duration_since(at) > STALE)
     }
 
     /// The smoothed estimate, if anything was measured.

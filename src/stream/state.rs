@@ -313,9 +313,10 @@ impl Stream {
         })
     }
 
-    /// Whether to probe now; notes it.
-    pub(super) fn take_probe(&mut self, now: Instant, settings: &Settings) -> bool {
-        if self.probe_at(settings).is_none_or(|at| now < at) {
+    /// Whether a probe is due by `by`; notes that it leaves now. Only the first of several is taken early.
+    pub(super) fn take_probe(&mut self, now: Instant, by: Instant, settings: &Settings) -> bool {
+        let by = if self.probes > 0 { now } else { by };
+        if self.probe_at(settings).is_none_or(|at| by < at) {
             return false;
         }
         self.probes += 1;

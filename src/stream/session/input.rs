@@ -21,7 +21,10 @@ impl Session {
         let settings = &self.settings;
         let heard_on = self.paths.entry(path);
         // A message may come in before the word that its relay is up.
-        heard_on.or_insert_with(|| Path::new(settings.path_window_max, settings.path_events_max)).note_heard(now);
+        let answers = messages.iter().any(|message| message.kind == Type::Ack);
+        heard_on
+            .or_insert_with(|| Path::new(settings.path_window_max, settings.path_events_max))
+            .note_heard(now, answers);
         for message in messages {
             self.handle_message(now, path, message);
         }
@@ -65,7 +68,8 @@ impl Session {
             // Repeated, or come over another relay: the answer goes back the same way, which proves that way.
             if !matches!(stream.phase, Phase::Failed(_)) {
                 stream.confirmed = false;
-                let answer = stream.ack_message(now, key);
+                let probe = self.paths.get_mut(&path).is_some_and(|path| path.ask_how_far(now));
+                let answer = Message { probe, ..stream.ack_message(now, key) };
                 self.reply(Some(path), answer);
             }
             return;
@@ -151,7 +155,7 @@ impl Session {
         if stream.is_old() && !self.on_late_peer(now, &message) {
             return;
         }
-        if !self.on_phase(&message) {
+        if !self.on_phase(now, &message) {
             return;
         }
         if let Err(what) = self.on_ack(now, &message) {
@@ -201,7 +205,7 @@ impl Session {
     }
 
     /// What the message says about acceptance. False when the stream is beyond talking to.
-    fn on_phase(&mut self, message: &Message) -> bool {
+    fn on_phase(&mut self, now: Instant, message: &Message) -> bool {
         let key = message.key;
         let Some(stream) = self.streams.get_mut(&key) else { return false };
         match &mut stream.phase {
@@ -226,11 +230,28 @@ impl Session {
                 self.events.push_back(Event::Readable(key));
                 self.events.push_back(Event::Writable(key));
                 self.queue_data(key);
+                self.measure_paths(now, key);
             }
             Phase::Open => stream.confirmed = true,
             Phase::Incoming => {}
         }
         true
+    }
+
+    /// With several relays, the exit is asked for an answer on those where it is not known how far it is, so that the
+    /// nearest is chosen by what is known.
+    fn measure_paths(&mut self, now: Instant, key: Uuid) {
+        if self.paths.len() < 2 {
+            return;
+        }
+        let unknown: Vec<PathId> =
+            self.paths.iter_mut().filter_map(|(&id, path)| path.ask_how_far(now).then_some(id)).collect();
+        for id in unknown {
+            if let Some(stream) = self.streams.get_mut(&key) {
+                let message = Message { probe: true, ..stream.ack_message(now, key) };
+                self.reply(Some(id), message);
+            }
+        }
     }
 
     fn on_ack(&mut self, now: Instant, message: &Message) -> Result<(), &'static str> {

@@ -18,6 +18,8 @@ const ACK_ROOM: usize = 110 + SACK_ON_DATA * 44;
 const SACK_ON_DATA: usize = 8;
 /// An acknowledgement follows the peer to a path on which it was heard so lately.
 const LATELY: std::time::Duration = std::time::Duration::from_secs(1);
+/// How far a path is taken to be of which nothing is known (RFC 9002 section 6.2.2).
+const UNKNOWN: std::time::Duration = crate::stream::rtt::INITIAL;
 /// Data for so many windows of the nearest path is worth any other path.
 const WINDOWS_AHEAD: u32 = 64;
 /// Bytes of an event for each byte of a stream, roughly: base64 twice over.
@@ -35,20 +37,22 @@ impl Session {
         }
         self.prune_data_queue();
         if let Some(path) = self.reply_path(now, has_room) {
-            let with_data = self.paths.get(&path).is_some_and(Path::has_window);
-            if let Some(transmit) = self.pack(now, path, with_data) {
+            // Only where data would have gone by itself: an answer on a far path must not take some along.
+            let with_data = !self.data_queue.is_empty() && self.pick(now, has_room, true) == Some(path);
+            let with_acks = with_data || self.answer_path(now, has_room) == Some(path);
+            if let Some(transmit) = self.pack(now, path, with_data, with_acks) {
                 return Some(transmit);
             }
         }
         if !self.data_queue.is_empty()
             && let Some(path) = self.pick(now, has_room, true)
-            && let Some(transmit) = self.pack(now, path, true)
+            && let Some(transmit) = self.pack(now, path, true, true)
         {
             return Some(transmit);
         }
         if !self.ack_queue.is_empty() {
             let path = self.answer_path(now, has_room)?;
-            return self.pack(now, path, false);
+            return self.pack(now, path, false, true);
         }
         None
     }
@@ -60,10 +64,12 @@ impl Session {
             .paths
             .iter()
             .filter(|(id, path)| path.is_usable(now) && lately(path) && has_room(**id))
-            .filter_map(|(&id, path)| Some((path.rtt.measured()?, id)))
+            .filter_map(|(&id, path)| Some((path.distance()?, id)))
             .min();
-        let last = || self.last_heard_on.filter(|id| self.usable(now, *id));
-        near.map(|(_, id)| id).or_else(last).filter(|id| has_room(*id)).or_else(|| self.pick(now, has_room, false))
+        let last = self.last_heard_on.filter(|id| self.usable(now, *id) && has_room(*id));
+        // Where the last word came from, until it is known how far that is.
+        let unknown = last.filter(|id| self.paths.get(id).is_some_and(|path| path.distance().is_none()));
+        unknown.or(near.map(|(_, id)| id)).or(last).or_else(|| self.pick(now, has_room, false))
     }
 
     pub(super) fn usable(&self, now: Instant, id: PathId) -> bool {
@@ -82,15 +88,15 @@ impl Session {
         let candidates = || usable().filter(|(_, path)| !proven_only || path.is_proven());
         let (&id, path) = candidates()
             .filter(|(id, path)| (!data || path.has_window()) && has_room(**id))
-            .min_by_key(|(_, path)| path.rtt.smoothed())?;
-        let nearest = candidates().min_by_key(|(_, path)| path.rtt.smoothed());
+            .min_by_key(|(_, path)| path.distance().unwrap_or(UNKNOWN))?;
+        let nearest = candidates().min_by_key(|(_, path)| path.distance().unwrap_or(UNKNOWN));
         let waits = data && nearest.is_some_and(|(&near, nearest)| near != id && self.had_better_wait(nearest, path));
         (!waits).then_some(id)
     }
 
     /// Whether what waits to be sent arrives sooner through `near`, which is full, than through `far`.
     fn had_better_wait(&self, near: &Path, far: &Path) -> bool {
-        let (Some(near_rtt), Some(far_rtt)) = (near.rtt.measured(), far.rtt.measured()) else {
+        let (Some(near_rtt), Some(far_rtt)) = (near.distance(), far.distance()) else {
             // How far it is, only data can tell.
             return false;
         };
@@ -104,9 +110,11 @@ impl Session {
                 return false;
             }
         }
-        let rounds =
-            1 + u32::try_from(waiting * BYTES_ON_WIRE / near.congestion.window().max(1)).unwrap_or(u32::MAX - 1);
-        near_rtt.saturating_mul(rounds) < far_rtt
+        let windows = u32::try_from(waiting * BYTES_ON_WIRE / near.congestion.window().max(1)).unwrap_or(u32::MAX - 1);
+        // A window in slow start doubles each round.
+        let rounds = 1 + if near.congestion.is_in_slow_start() { (windows + 1).ilog2() } else { windows };
+        // Twice: what goes the long way by mistake holds up everything behind it.
+        near_rtt.saturating_mul(rounds) < far_rtt * 2
     }
 
     fn poll_opening(&mut self, now: Instant, has_room: &mut dyn FnMut(PathId) -> bool) -> Option<Transmit> {
@@ -181,8 +189,9 @@ impl Session {
         }
     }
 
-    /// Fills one event for a path: replies, then data as far as it fits, then acknowledgements.
-    fn pack(&mut self, now: Instant, id: PathId, with_data: bool) -> Option<Transmit> {
+    /// Fills one event for a path: replies, then data as far as it fits, then acknowledgements. Without those, only what
+    /// must go on this path goes: nothing that is urgent takes a long way because something else must.
+    fn pack(&mut self, now: Instant, id: PathId, with_data: bool, with_acks: bool) -> Option<Transmit> {
         let budget = self.paths.get(&id).map_or(0, |path| path.plaintext_max);
         let mut messages: Vec<Message> = Vec::new();
         // Brackets of a batch and what stands before it; each message adds its own length and a comma.
@@ -190,7 +199,7 @@ impl Session {
         let mut chunks = Vec::new();
         let small = budget / 2;
         while let Some((wanted, message)) = self.replies.front() {
-            if wanted.is_some_and(|wanted| wanted != id) || used > small && !messages.is_empty() {
+            if wanted.map_or(!with_acks, |wanted| wanted != id) || used > small && !messages.is_empty() {
                 break;
             }
             used += message.encoded_len() + 1;
@@ -199,7 +208,7 @@ impl Session {
         if with_data {
             self.pack_data(now, id, budget, &mut used, &mut messages, &mut chunks);
         }
-        while used <= small || messages.is_empty() {
+        while with_acks && (used <= small || messages.is_empty()) {
             let Some(key) = self.ack_queue.pop_front() else { break };
             let Some(stream) = self.streams.get_mut(&key) else { continue };
             stream.queued_ack = false;

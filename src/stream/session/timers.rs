@@ -7,10 +7,13 @@ use uuid::Uuid;
 use crate::error::{Error, ErrorKind};
 use crate::message::Message;
 
-use super::{OUT_OF_USE, PathId, Phase, Session, Tongue};
+use super::{OUT_OF_USE, PathId, Phase, REPLIES_MAX, Session, Tongue};
 
 /// An opening fails when no relay has been reachable for so long.
 const UNREACHABLE_AFTER: Duration = Duration::from_secs(10);
+
+/// An idle stream is probed early by this part of its time, if another is probed then.
+const EARLY_PROBES: u32 = 4;
 
 impl Session {
     /// When [`Self::handle_timeout`] is to be called next.
@@ -33,7 +36,11 @@ impl Session {
         self.probe_paths(now);
         // Each at most once, so that a deadline that stays behind can cost time but not stop everything.
         let due: Vec<Uuid> = self.timers.iter().take_while(|(at, _)| *at <= now).map(|&(_, key)| key).collect();
+        let waiting = self.replies.len();
         due.into_iter().for_each(|key| self.on_deadline(now, key));
+        if self.replies.iter().skip(waiting).any(|(_, message)| message.probe) {
+            self.probe_company(now);
+        }
     }
 
     /// Declares lost what a later event has overtaken for too long, and sends it again.
@@ -88,21 +95,43 @@ impl Session {
             if stream.is_ack_due(now) {
                 self.owe_ack_now(now, key);
             }
-            if let Some(stream) = self.streams.get_mut(&key)
-                && matches!(stream.phase, Phase::Open)
-                && stream.take_probe(now, &self.settings)
-            {
-                let message = Message { probe: true, ..stream.ack_message(now, key) };
-                self.reply(None, message);
-            }
+            self.probe_stream(now, now, key);
         }
         self.arm(key);
+    }
+
+    /// Asks whether the peer still knows a stream, if that is due by `by`; true if so.
+    fn probe_stream(&mut self, now: Instant, by: Instant, key: Uuid) -> bool {
+        if let Some(stream) = self.streams.get_mut(&key)
+            && matches!(stream.phase, Phase::Open)
+            && !stream.is_old()
+            && stream.take_probe(now, by, &self.settings)
+        {
+            let message = Message { probe: true, ..stream.ack_message(now, key) };
+            self.reply(None, message);
+            return true;
+        }
+        false
+    }
+
+    /// When one idle stream is probed, those whose turn comes soon go along: thousands of them share few events.
+    fn probe_company(&mut self, now: Instant) {
+        let by = now + self.settings.idle_probe_after / EARLY_PROBES;
+        let soon: Vec<Uuid> = self.timers.iter().take_while(|(at, _)| *at <= by).map(|&(_, key)| key).collect();
+        for key in soon {
+            if self.replies.len() >= REPLIES_MAX / 2 {
+                return;
+            }
+            if self.probe_stream(now, by, key) {
+                self.arm(key);
+            }
+        }
     }
 
     fn on_opening_deadline(&mut self, now: Instant, key: Uuid) {
         let up: Vec<PathId> = self.paths.iter().filter(|(_, path)| path.is_usable(now)).map(|(&id, _)| id).collect();
         let best =
-            up.iter().copied().filter(|id| self.paths[id].is_proven()).min_by_key(|id| self.paths[id].rtt.smoothed());
+            up.iter().copied().filter(|id| self.paths[id].is_proven()).min_by_key(|id| self.paths[id].distance());
         let Some(stream) = self.streams.get_mut(&key) else { return };
         let Phase::Opening(opening) = &mut stream.phase else { return };
         let waited = now.saturating_duration_since(opening.since);
