@@ -1,8 +1,10 @@
-//! The services behind the exit, in the benchmark's own process: a web server with a short answer, and a server of
+//! The services behind the exit, in the benchmark's own process or another of the same program: a web server with a short answer, and a server of
 //! known bytes that gives, takes and checks them, or stays silent.
 
 use std::convert::Infallible;
+use std::fs;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use bytes::Bytes;
 use http_body_util::Full;
@@ -35,7 +37,7 @@ pub(crate) struct Backend {
 }
 
 impl Backend {
-    pub(crate) async fn start() -> Outcome<Self> {
+    pub(crate) fn start() -> Outcome<Self> {
         let end = CancellationToken::new();
         let web = listen(&end, |stream| async move {
             let answer = |_: Request<Incoming>| async {
@@ -51,9 +53,20 @@ impl Backend {
     }
 
     /// The exit's services.
-    pub(crate) fn services(&self) -> [(u16, SocketAddr); 2] {
-        [(WEB, self.web), (BYTES, self.bytes)]
+    pub(crate) fn services(&self) -> Vec<(u16, SocketAddr)> {
+        vec![(WEB, self.web), (BYTES, self.bytes)]
     }
+}
+
+/// The whole of a process that is only the backend: says in the file where it is, and ends with its standard input,
+/// which is to say with the process that started it.
+pub(crate) async fn serve_apart(path: &Path) -> Outcome<()> {
+    let backend = Backend::start()?;
+    let passing = path.with_extension("passing");
+    fs::write(&passing, serde_json::to_vec(&backend.services())?)?;
+    fs::rename(passing, path)?;
+    tokio::task::spawn_blocking(|| std::io::copy(&mut std::io::stdin(), &mut std::io::sink())).await??;
+    Ok(())
 }
 
 fn listen<F>(end: &CancellationToken, serve: impl Fn(TcpStream) -> F + Send + 'static) -> Outcome<SocketAddr>

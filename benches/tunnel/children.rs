@@ -49,7 +49,7 @@ impl Places {
     pub(crate) async fn nws(&self, label: &'static str, arguments: &[String]) -> Outcome<(Process, Info)> {
         let info = self.unused(label, "json");
         let mut command = Command::new(&self.nws);
-        command.args(["--log", "warn"]).args(arguments).arg("--info-file").arg(&info);
+        command.args(["--log", "warn"]).args(arguments).arg("--info-file").arg(&info).stdin(Stdio::null());
         command.env("NWS_PRIVATE_KEY", nostr::Keys::generate().secret_key().to_secret_hex());
         let mut process = self.start(label, command)?;
         process.wait_until(|| info.exists()).await?;
@@ -70,10 +70,27 @@ impl Places {
         let network = format!("[network]\naddress = \"127.0.0.1\"\nport = {}\n", address.port());
         fs::write(&config, network + "\n[database]\nin_memory = true\n")?;
         let mut command = Command::new(&self.nostr_rs_relay);
-        command.arg("--config").arg(&config).arg("--db").arg(self.directory.path()).env("RUST_LOG", "warn");
+        command
+            .arg("--config")
+            .arg(&config)
+            .arg("--db")
+            .arg(self.directory.path())
+            .env("RUST_LOG", "warn")
+            .stdin(Stdio::null());
         let mut process = self.start("relay", command)?;
         process.wait_until(|| TcpStream::connect(address).is_ok()).await?;
         Ok((process, address))
+    }
+
+    /// Starts the backend as a process of its own, which ends with this one: where it and the clients would together
+    /// need more open files than one process gets.
+    pub(crate) async fn backend(&self) -> Outcome<(Process, Vec<(u16, SocketAddr)>)> {
+        let file = self.unused("backend", "json");
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("--backend").arg(&file).stdin(Stdio::piped());
+        let mut process = self.start("backend", command)?;
+        process.wait_until(|| file.exists()).await?;
+        Ok((process, serde_json::from_slice(&fs::read(&file)?)?))
     }
 
     fn start(&self, label: &'static str, mut command: Command) -> Outcome<Process> {
@@ -88,7 +105,6 @@ impl Places {
         }
         let child = command
             .env("XDG_CONFIG_HOME", self.directory.path())
-            .stdin(Stdio::null())
             .stdout(output.try_clone()?)
             .stderr(output)
             .spawn()

@@ -17,6 +17,10 @@ use crate::report::{Cell, Table, median, percentile};
 const HOPS: usize = 50;
 /// Longest time that one kind of warm request is repeated for, on relays that are far.
 const WARM_MAX: Duration = Duration::from_secs(6);
+/// Longest time that one kind of request is repeated for beside a download, once there are a few.
+const LOADED_MAX: Duration = Duration::from_secs(10);
+/// As many in any case.
+const LOADED_MIN: usize = 3;
 /// Pause before each request beside the download, so that they do not follow its rhythm.
 const PAUSE: Duration = Duration::from_millis(25);
 
@@ -97,8 +101,8 @@ pub(crate) async fn under_load(tunnel: &Tunnel, options: &Options) -> Outcome<Ta
         ["first byte", "idle median ms", "loaded median ms", "loaded p90 ms", "more ms"],
     );
     for (way, mut idle) in ways.into_iter().zip(idle) {
-        let mut loaded = Vec::new();
-        for _ in 0..samples {
+        let (mut loaded, start) = (Vec::new(), std::time::Instant::now());
+        while loaded.len() < samples && (loaded.len() < LOADED_MIN || start.elapsed() < LOADED_MAX) {
             sleep(PAUSE).await;
             loaded.push(tunnel.proxy.first_byte(way).await?);
         }

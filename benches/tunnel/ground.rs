@@ -1,6 +1,8 @@
 //! What is measured on: relays with their shapers, the backend, an exit and a proxy; and what their processes have
 //! cost between two moments.
 
+use std::net::SocketAddr;
+
 use nostr::{PublicKey, RelayUrl};
 
 use crate::Outcome;
@@ -24,7 +26,9 @@ pub(crate) struct Relay {
 pub(crate) struct Ground {
     pub(crate) places: Places,
     pub(crate) relays: Vec<Relay>,
-    backend: Backend,
+    services: Vec<(u16, SocketAddr)>,
+    _backend: Option<Backend>,
+    _backend_process: Option<Process>,
 }
 
 /// An exit and a proxy on the ground.
@@ -60,13 +64,27 @@ impl Relay {
 }
 
 impl Ground {
+    /// Relays and the backend in this process.
     pub(crate) async fn prepare(options: &Options) -> Outcome<Self> {
+        let backend = Backend::start()?;
+        let ground = Self::relays(options).await?;
+        Ok(Self { services: backend.services(), _backend: Some(backend), ..ground })
+    }
+
+    /// Relays and the backend in a process of its own.
+    pub(crate) async fn prepare_apart(options: &Options) -> Outcome<Self> {
+        let ground = Self::relays(options).await?;
+        let (process, services) = ground.places.backend().await?;
+        Ok(Self { services, _backend_process: Some(process), ..ground })
+    }
+
+    async fn relays(options: &Options) -> Outcome<Self> {
         let places = Places::new(options)?;
         let mut relays = Vec::new();
         for _ in 0..options.relays {
             relays.push(Relay::start(&places, options).await?);
         }
-        Ok(Self { places, relays, backend: Backend::start().await? })
+        Ok(Self { places, relays, services: Vec::new(), _backend: None, _backend_process: None })
     }
 
     /// A fresh exit with a key of its own, and a fresh proxy.
@@ -75,7 +93,7 @@ impl Ground {
         for relay in &self.relays {
             arguments.extend(["--relay".to_owned(), relay.url.to_string()]);
         }
-        for (port, address) in self.backend.services() {
+        for (port, address) in &self.services {
             arguments.extend(["--service".to_owned(), format!("{port}={address}")]);
         }
         let (exit, info) = self.places.nws("exit", &arguments).await?;

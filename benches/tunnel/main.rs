@@ -39,7 +39,12 @@ pub(crate) type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 fn main() -> ExitCode {
     let options = Options::parse();
     let outcome = tokio::runtime::Runtime::new().map_err(Into::into).and_then(|runtime| {
-        let outcome = runtime.block_on(run(&options));
+        let outcome = runtime.block_on(async {
+            match &options.backend {
+                Some(path) => backend::serve_apart(path).await.map(|()| true),
+                None => run(&options).await,
+            }
+        });
         runtime.shutdown_background();
         outcome
     });
@@ -85,7 +90,7 @@ async fn measure(part: Part, ground: &Ground, tunnel: &Tunnel, options: &Options
         Part::Requests => requests::measure(ground, tunnel, options).await?,
         Part::Load => first_byte::under_load(tunnel, options).await?,
         Part::Events => events::measure(ground, tunnel, options).await?,
-        Part::Memory => memory::measure(ground, options).await?,
+        Part::Memory => memory::measure(options).await?,
     };
     report.add(table);
     Ok(())

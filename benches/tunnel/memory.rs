@@ -1,4 +1,4 @@
-//! Memory of each process: at rest, after a large transfer, and with many idle streams, on a tunnel of its own.
+//! Memory of each process: at rest, after a large transfer, and with many idle streams, on a ground of its own.
 
 use std::time::Duration;
 
@@ -20,7 +20,13 @@ const LARGE: u64 = 1 << 30;
 /// Open files besides those of streams.
 const OTHER_FILES: u64 = 500;
 
-pub(crate) async fn measure(ground: &Ground, options: &Options) -> Outcome<Table> {
+pub(crate) async fn measure(options: &Options) -> Outcome<Table> {
+    let counts: &[usize] = if options.full { &[1_000, 10_000] } else { &[options.few(200, 1_000)] };
+    // Clients, proxy, exit and backend each have one socket for a stream. The children inherit it.
+    let files = |count: usize| count as u64 + OTHER_FILES;
+    let granted = machine::open_files(counts.iter().copied().map(files).max().unwrap_or(0));
+    // Relays of its own too: they keep what was pumped through them.
+    let ground = &Ground::prepare_apart(options).await?;
     let columns = ["MiB", "relay, now", "relay, most", "exit, now", "exit, most", "proxy, now", "proxy, most"];
     let mut table = Table::new("Memory", columns);
     let tunnel = ground.tunnel().await?;
@@ -32,10 +38,6 @@ pub(crate) async fn measure(ground: &Ground, options: &Options) -> Outcome<Table
         table.cells(row("and 1 GiB up", ground, &tunnel)?);
     }
     drop(tunnel);
-    let counts: &[usize] = if options.full { &[1_000, 10_000] } else { &[options.few(200, 1_000)] };
-    // Both ends of each stream are in this process. The children inherit what it has when they start.
-    let files = |count: usize| 2 * count as u64 + OTHER_FILES;
-    let granted = machine::open_files(counts.iter().copied().map(files).max().unwrap_or(0));
     // Another one: what a large transfer left behind is not an idle stream's.
     let tunnel = ground.tunnel().await?;
     tunnel.proxy.idle().await?;

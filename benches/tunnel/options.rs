@@ -54,6 +54,9 @@ pub(crate) struct Options {
     /// Also write the numbers here, as JSON.
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+    /// Be the backend of another run, and say here where.
+    #[arg(long, hide = true, value_name = "FILE")]
+    pub(crate) backend: Option<PathBuf>,
     /// What cargo adds.
     #[arg(long, hide = true)]
     pub(crate) bench: bool,

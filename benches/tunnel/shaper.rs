@@ -26,6 +26,8 @@ use crate::options::Options;
 const QUEUE: f64 = 16.0 * 1024.0 * 1024.0;
 /// Most messages that wait, where messages are what is limited.
 const QUEUE_MESSAGES: f64 = 512.0;
+/// What tokio's timers are exact to.
+const TIMER_GRAIN: Duration = Duration::from_millis(1);
 /// Bytes read at a time: small, so that what is timed as one piece is short at any rate.
 const PIECE: usize = 32 * 1024;
 
@@ -62,10 +64,12 @@ impl Line {
         let now = Instant::now();
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
         free.0 = free.0.max(now) + Duration::from_secs_f64(self.per_byte * bytes as f64);
-        free.1 = free.1.max(now) + Duration::from_secs_f64(self.per_message * messages as f64);
+        // Bytes take their time; a message only keeps the next one waiting.
+        let turn = if messages > 0 { free.1.max(now) } else { now };
+        free.1 = free.1.max(turn) + Duration::from_secs_f64(self.per_message * messages as f64);
         let room = |free: Instant, queue: f64| free.checked_sub(Duration::from_secs_f64(queue)).unwrap_or(now);
         let read_on = room(free.0, self.per_byte * QUEUE).max(room(free.1, self.per_message * QUEUE_MESSAGES));
-        (free.0.max(free.1) + self.delay, read_on)
+        (free.0.max(turn) + self.delay, read_on)
     }
 }
 
@@ -136,7 +140,8 @@ async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, line: Arc<Line>,
     };
     let write = async move {
         while let Some((at, piece)) = due.recv().await {
-            sleep_until(at).await;
+            // Timers round up to the next millisecond; on the whole this makes none of it.
+            sleep_until(at - TIMER_GRAIN / 2).await;
             if to.write_all(&piece).await.is_err() {
                 return;
             }
