@@ -301,3 +301,97 @@ async fn a_connection_that_the_server_gave_up_is_replaced_without_a_word() {
     }
     assert_eq!(connections.load(Ordering::SeqCst), 2);
 }
+
+/// A stream that was given out before its opening failed. It fails at once, or when something has been written.
+struct Doomed {
+    error: nws::Error,
+    at_once: bool,
+    written: bool,
+    reader: Option<std::task::Waker>,
+}
+
+impl Doomed {
+    fn fail<T>(&self) -> std::task::Poll<io::Result<T>> {
+        std::task::Poll::Ready(Err(self.error.clone().into()))
+    }
+}
+
+impl tokio::io::AsyncRead for Doomed {
+    fn poll_read(
+        mut self: std::pin::Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+        _: &mut tokio::io::ReadBuf<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        if self.at_once || self.written {
+            return self.fail();
+        }
+        self.reader = Some(cx.waker().clone());
+        std::task::Poll::Pending
+    }
+}
+
+impl tokio::io::AsyncWrite for Doomed {
+    fn poll_write(
+        mut self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+        buf: &[u8],
+    ) -> std::task::Poll<io::Result<usize>> {
+        if self.at_once || self.written {
+            return self.fail();
+        }
+        self.written = true;
+        if let Some(reader) = self.reader.take() {
+            reader.wake();
+        }
+        std::task::Poll::Ready(Ok(buf.len()))
+    }
+
+    fn poll_flush(self: std::pin::Pin<&mut Self>, _: &mut std::task::Context<'_>) -> std::task::Poll<io::Result<()>> {
+        std::task::Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<io::Result<()>> {
+        self.fail()
+    }
+}
+
+#[tokio::test]
+async fn an_opening_that_fails_with_the_request_inside_has_its_status_and_is_not_tried_again() {
+    for at_once in [true, false] {
+        let route = Script::new(move |connect| async move {
+            assert!(connect.eager, "the client is told nothing before the answer");
+            let kind = connect.destination.to_string();
+            let kind = nws::ErrorKind::from_code(kind.split('.').next().unwrap());
+            let error = nws::Error::new(kind, "it cannot be had");
+            Ok(Box::new(Doomed { error, at_once, written: false, reader: None }) as nws::proxy::connect::BoxedIo)
+        });
+        let proxy = Proxy::start(route.clone()).await;
+        let mut asked = 0;
+        for kind in nws::ErrorKind::ALL {
+            let long = format!("Content-Length: 300000\r\n\r\n{}", "x".repeat(300_000));
+            for rest in ["\r\n", "Content-Length: 4\r\n\r\nbody", &long] {
+                let method = if rest == "\r\n" { "GET" } else { "POST" };
+                let mut client = proxy.client().await;
+                let request = format!("{method} http://{kind}.fail/ HTTP/1.1\r\n{rest}");
+                // The proxy may answer before it has taken all of it.
+                let (mut from, mut to) = client.0.split();
+                let mut answer = Vec::new();
+                let hear = async {
+                    while !answer.windows(4).any(|four| four == b"\r\n\r\n") {
+                        assert!(from.read_buf(&mut answer).await.unwrap() > 0, "no answer");
+                    }
+                };
+                let (_, ()) = within(async { tokio::join!(to.write_all(request.as_bytes()), hear) }).await;
+                let head = String::from_utf8_lossy(&answer).to_ascii_lowercase();
+                let status = kind.http_status().as_u16();
+                assert!(head.starts_with(&format!("http/1.1 {status} ")), "{at_once} {method} {kind}: {head}");
+                assert!(head.contains(&format!("nws-error: {kind}\r\n")), "{at_once} {method} {kind}: {head}");
+                asked += 1;
+                assert_eq!(route.seen().len(), asked, "{at_once} {method} {kind} was sent again");
+            }
+        }
+    }
+}
