@@ -30,7 +30,7 @@ async fn what_is_sent_behind_a_connect_travels_with_the_opening() {
         // The last piece brings what follows along.
         let all = format!("{head}hello");
         let cut = (head.len() - 2) / pieces * (pieces - 1);
-        let start = all[..cut].as_bytes();
+        let start = &all.as_bytes()[..cut];
         for piece in start.chunks(start.len() / 2 + 1) {
             client.say(piece).await;
             // The proxy has taken it out of the socket, or it is one segment with what follows; both must do.

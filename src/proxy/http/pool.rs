@@ -111,28 +111,17 @@ impl<S: Route> Service<Uri> for Connector<S> {
                 port: uri.port_u16().unwrap_or(80),
             },
             early_data: Bytes::new(),
-            // The status is not written before the answer comes.
+            // The client is told nothing before the answer comes.
             eager: true,
             isolation: self.isolation.clone(),
         };
         let opening = open(self.route.clone(), connect, self.open_timeout);
-        Box::pin(async move { Ok(Upstream::new(opening.await?)) })
+        Box::pin(async move { Ok(Upstream(TokioIo::new(opening.await?))) })
     }
 }
 
-/// A stream in the terms of hyper. An error that comes before the request has been written is kept until then: the
-/// opening may have failed, and hyper would only tell the request that the connection is closed, not why.
-pub(in crate::proxy) struct Upstream {
-    io: TokioIo<BoxedIo>,
-    written: bool,
-    failed: Option<io::Error>,
-}
-
-impl Upstream {
-    fn new(stream: BoxedIo) -> Self {
-        Self { io: TokioIo::new(stream), written: false, failed: None }
-    }
-}
+/// A stream in the terms of hyper.
+pub(in crate::proxy) struct Upstream(TokioIo<BoxedIo>);
 
 impl Connection for Upstream {
     fn connected(&self) -> Connected {
@@ -142,34 +131,21 @@ impl Connection for Upstream {
 
 impl Read for Upstream {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: ReadBufCursor<'_>) -> Poll<io::Result<()>> {
-        if self.failed.is_some() {
-            return Poll::Pending;
-        }
-        match Pin::new(&mut self.io).poll_read(cx, buf) {
-            Poll::Ready(Err(error)) if !self.written => {
-                self.failed = Some(error);
-                Poll::Pending
-            }
-            outcome => outcome,
-        }
+        Pin::new(&mut self.0).poll_read(cx, buf)
     }
 }
 
 impl Write for Upstream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if let Some(error) = self.failed.take() {
-            return Poll::Ready(Err(error));
-        }
-        self.written = true;
-        Pin::new(&mut self.io).poll_write(cx, buf)
+        Pin::new(&mut self.0).poll_write(cx, buf)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
+        Pin::new(&mut self.0).poll_flush(cx)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        Pin::new(&mut self.0).poll_shutdown(cx)
     }
 }
 
