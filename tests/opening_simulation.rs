@@ -1,7 +1,7 @@
 //! How many events an opening takes: what travels inside the `CONNECT`, how long it waits for that, and what the
 //! acceptance rides on. Two sessions, no network and no real clock: each event is handed over by hand.
 
-#![allow(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails, in its helpers too")]
 
 use std::time::{Duration, Instant};
 

@@ -2,7 +2,7 @@
 //! client may be told of success before the exit is asked. Shown by the order of messages at the relay, which a spy
 //! with the exit's key reads there, and by what still works while the relay is frozen; never by time.
 
-#![allow(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is how a test fails, in its helpers too")]
 
 mod support;
 
