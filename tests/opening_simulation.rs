@@ -45,7 +45,7 @@ fn said(session: &mut Session, now: Instant) -> Vec<Vec<Message>> {
             session.handle_timeout(now);
         }
         match session.poll_transmit(now, &mut |_| true) {
-            Some(transmit) => events.push(decode(encode(&transmit.messages).as_bytes()).unwrap()),
+            Some(transmit) => events.push(decode(&encode(&transmit.messages)).unwrap()),
             None => return events,
         }
     }

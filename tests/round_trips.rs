@@ -59,8 +59,8 @@ impl Spy {
         } else {
             (From::Proxy, event.pubkey)
         };
-        let content = nip44::decrypt(self.exit.secret_key(), &other, &event.content).unwrap();
-        (from, decode(content.as_bytes()).unwrap())
+        let content = nip44::decrypt_to_bytes(self.exit.secret_key(), &other, &event.content).unwrap();
+        (from, decode(&content).unwrap())
     }
 
     /// The messages of the next stream that is opened, up to the exit's first data.

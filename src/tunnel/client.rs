@@ -5,7 +5,9 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use futures_util::stream::FuturesOrdered;
 use nostr::{Keys, PublicKey, RelayUrl};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -202,6 +204,7 @@ impl Tunnel {
             prune_at: OPENINGS_MIN,
             openings: HashMap::new(),
             sent: Sent::default(),
+            sealing: FuturesOrdered::new(),
         };
         self.drivers.spawn(driver.run(self.end.clone()));
         Ok(Client { shared, links: links.iter().map(Arc::downgrade).collect() })
@@ -210,8 +213,10 @@ impl Tunnel {
 
 /// Writes the first bytes that did not go along with the opening.
 async fn send_rest(mut stream: TunnelStream, mut rest: &[u8]) -> Result<TunnelStream, Error> {
-    tokio::io::AsyncWriteExt::write_all_buf(&mut stream, &mut rest)
-        .await
-        .map_err(|error| Error::from_io(&error, "sending the first bytes"))?;
+    let send = async {
+        stream.write_all_buf(&mut rest).await?;
+        stream.flush().await
+    };
+    send.await.map_err(|error| Error::from_io(&error, "sending the first bytes"))?;
     Ok(stream)
 }
