@@ -139,6 +139,17 @@ impl Error {
         &self.reason
     }
 
+    /// Writes one line to the log, at the kind's level. The reason stays out of it: it names what people visit.
+    pub(crate) fn log(&self, what: &'static str) {
+        let code = self.kind.code();
+        match self.kind.level() {
+            Level::ERROR => tracing::error!(code, "{what}"),
+            Level::WARN => tracing::warn!(code, "{what}"),
+            Level::INFO => tracing::info!(code, "{what}"),
+            _ => tracing::debug!(code, "{what}"),
+        }
+    }
+
     /// What an `io::Error` from connecting or copying means for the stream.
     #[must_use]
     pub fn from_io(error: &std::io::Error, what: &str) -> Self {

@@ -10,6 +10,7 @@ use nostr::RelayUrl;
 
 use crate::config::{Config, ListenAddr, Service, Settings, Target, ValueError, parse_port};
 use crate::name::parse_relay;
+use crate::proxy::Optimistic;
 use crate::run::RunError;
 
 /// Flags of `nws proxy`.
@@ -22,6 +23,10 @@ pub struct ProxyArgs {
     /// Relay for names that consist of a key alone; may be given several times. Without a scheme, wss:// is assumed.
     #[arg(long = "relay", value_name = "URL", value_parser = parse_relay)]
     pub relays: Vec<RelayUrl>,
+    /// When to tell a client of success before the exit has answered, which saves a round trip: auto (its service has
+    /// accepted a connection within the last minute), always or never. [default: auto]
+    #[arg(long, value_name = "WHEN", value_parser = parse_optimistic)]
+    pub optimistic: Option<Optimistic>,
     /// Once ready, write a JSON file with the process id and the addresses bound.
     #[arg(long, value_name = "PATH")]
     pub info_file: Option<PathBuf>,
@@ -32,6 +37,7 @@ impl ProxyArgs {
     pub fn apply(&self, config: &mut Config) {
         replace(&mut config.proxy.listen, &self.listen);
         replace(&mut config.relays, &self.relays);
+        config.proxy.optimistic = self.optimistic.unwrap_or(config.proxy.optimistic);
         replace_some(&mut config.proxy.info_file, self.info_file.as_ref());
     }
 }
@@ -156,6 +162,13 @@ impl FromStr for ServiceArg {
         })?;
         Ok(Self { port: parse_port(port)?, service: target.parse::<Target>()?.into() })
     }
+}
+
+/// The value of `--optimistic`, in the words of the configuration.
+fn parse_optimistic(text: &str) -> Result<Optimistic, ValueError> {
+    let word = serde::de::value::StrDeserializer::<serde::de::value::Error>::new(text);
+    serde::Deserialize::deserialize(word)
+        .map_err(|_| ValueError::new(format!("{text:?} is not one of auto, always and never")))
 }
 
 /// A list of flags replaces the configured list.

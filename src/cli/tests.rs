@@ -4,6 +4,7 @@ use clap::CommandFactory;
 
 use super::*;
 use crate::config::PRIVATE_KEY_VARIABLE;
+use crate::proxy::Optimistic;
 
 fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
     Cli::try_parse_from(["nws"].iter().chain(args))
@@ -34,10 +35,14 @@ fn flags_of_the_proxy_replace_what_is_configured() {
             ("NWS_PROXY__LISTEN", r#"["127.0.0.1:1"]"#),
             ("NWS_RELAYS", r#"["ws://configured"]"#),
             ("NWS_PROXY__INFO_FILE", "/configured"),
+            ("NWS_PROXY__OPTIMISTIC", "never"),
         ])
     };
     let config = over(sources(), &["proxy"]).unwrap().config;
     assert_eq!(texts(&config.proxy.listen), ["127.0.0.1:1"]);
+    assert_eq!(config.proxy.optimistic, Optimistic::Never);
+    let config = over(sources(), &["proxy", "--optimistic", "always"]).unwrap().config;
+    assert_eq!(config.proxy.optimistic, Optimistic::Always);
     let args = ["proxy", "--listen", "127.0.0.1:0", "--listen", "[::1]:0", "--relay", "ws://a", "--info-file", "/flag"];
     let config = over(sources(), &args).unwrap().config;
     assert_eq!(texts(&config.proxy.listen), ["127.0.0.1:0", "[::1]:0"]);
@@ -144,6 +149,7 @@ fn what_makes_no_sense_is_refused_with_a_reason() {
         (&["tunnel"], "tunnel"),
         (&["proxy", "--listen", "8882"], "HOST:PORT"),
         (&["proxy", "--relay", "https://a"], "neither ws nor wss"),
+        (&["proxy", "--optimistic", "Perhaps"], "not one of auto, always and never"),
         (&["exit", "--service", "127.0.0.1:3000"], "PORT=HOST:PORT"),
         (&["exit", "--service", "0=127.0.0.1:3000"], "port 0"),
         (&["exit", "--service", "80=127.0.0.1:0"], "port 0"),

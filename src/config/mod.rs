@@ -19,6 +19,7 @@ use nostr::RelayUrl;
 use serde::{Deserialize, Serialize};
 
 use crate::limits::Limits;
+use crate::proxy::Optimistic;
 
 pub use self::address::{ListenAddr, Target};
 pub use self::dropin::DropIn;
@@ -60,13 +61,15 @@ impl Config {
 pub struct ProxyConfig {
     /// Where clients connect to; SOCKS5 and HTTP on each.
     pub listen: Vec<ListenAddr>,
+    /// When clients are told of success before the exit has accepted.
+    pub optimistic: Optimistic,
     /// File for scripts, written when the proxy is ready.
     pub info_file: Option<PathBuf>,
 }
 
 impl Default for ProxyConfig {
     fn default() -> Self {
-        Self { listen: vec![ListenAddr::loopback(8882)], info_file: None }
+        Self { listen: vec![ListenAddr::loopback(8882)], optimistic: Optimistic::default(), info_file: None }
     }
 }
 

@@ -182,7 +182,7 @@ fn every_key_can_be_set_by_a_variable() {
 #[test]
 fn mistakes_in_a_file_name_the_file_the_key_and_the_reason() {
     for (text, key, reason) in [
-        ("[proxy]\nlisten_on = []", "proxy.listen_on", "unknown key; known here: listen, info_file"),
+        ("[proxy]\nlisten_on = []", "proxy.listen_on", "unknown key; known here: listen, optimistic, info_file"),
         ("colour = 'red'", "colour", "unknown key"),
         ("private_key = 'x'", "private_key", "unknown key"),
         ("[exit.service]\n0 = 'a:1'", "exit.service.0", "port 0"),
@@ -194,6 +194,7 @@ fn mistakes_in_a_file_name_the_file_the_key_and_the_reason() {
         ("relays = ['wss://a', 'https://b']", "relays.1", "its scheme is neither ws nor wss"),
         ("[exit]\nrelays = 'wss://a'", "exit.relays", "must be a list"),
         ("[proxy]\nlisten = []", "proxy.listen", "is empty"),
+        ("[proxy]\noptimistic = 'perhaps'", "proxy.optimistic", "not one of: auto, always, never"),
         ("[limits]\nwindow_initial = 0", "limits.window_initial", "64.0 KiB or more"),
         ("[limits]\nwindow_max = '100 KiB'", "limits.window_max", "is above limits.window_max"),
         ("[limits]\nwindow_max = 'big'", "limits.window_max", "\"big\" is not a size such as"),

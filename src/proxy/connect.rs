@@ -69,6 +69,9 @@ impl fmt::Debug for Isolation {
     }
 }
 
+/// Most bytes behind a client's request that travel with the opening: they fit the opening message of any relay.
+pub(super) const EARLY_DATA_MAX: usize = 16 * 1024;
+
 /// One request for a byte stream.
 #[derive(Debug, Clone)]
 pub struct Connect {
@@ -76,6 +79,10 @@ pub struct Connect {
     pub destination: Destination,
     /// First bytes of the stream, when they are known already; they may travel with the opening message.
     pub early_data: Bytes,
+    /// Whether the client is still to be told of the outcome when the first bytes have come back or failed to: then the
+    /// stream may be given out before the far end has accepted it, and a refusal may be an error of reading and writing
+    /// it ([`crate::Error`] inside the `io::Error`). A route may wait all the same.
+    pub eager: bool,
     /// Whose request it is.
     pub isolation: Isolation,
 }

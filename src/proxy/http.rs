@@ -4,6 +4,7 @@
 
 mod fields;
 mod forward;
+mod head;
 mod pool;
 
 use std::convert::Infallible;
@@ -25,7 +26,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::time::{Instant, sleep_until};
 use tracing::debug;
 
-use super::connect::{BoxedIo, Connect, Destination, Host};
+use self::head::{Gate, Requests};
+use super::connect::{BoxedIo, Connect, Destination, EARLY_DATA_MAX, Host};
 use super::listener::Front;
 use super::open::{Route, open};
 use super::page::{self, Page};
@@ -53,6 +55,8 @@ type Answer = UnsyncBoxBody<Bytes, hyper::Error>;
 struct Session {
     /// The connection beneath.
     client: Socket,
+    /// What of the client's bytes is read as HTTP.
+    gate: Arc<Gate>,
     /// Whether a request has come, which ends the handshake.
     asked: AtomicBool,
     /// The stream that takes over when hyper has written its last answer.
@@ -67,13 +71,16 @@ struct Takeover {
 
 impl Session {
     fn take_over(&self, client: OnUpgrade, stream: BoxedIo) {
+        self.gate.open();
         *self.takeover.lock().unwrap_or_else(PoisonError::into_inner) = Some(Takeover { client, stream });
     }
 }
 
 /// Serves one client whose first byte is a letter.
 pub(super) async fn serve<S: Route>(client: Socket, front: Arc<Front<S>>, deadline: Instant) {
-    let session = Arc::new(Session { client, asked: AtomicBool::new(false), takeover: Mutex::new(None) });
+    let session =
+        Arc::new(Session { client, gate: Arc::default(), asked: AtomicBool::new(false), takeover: Mutex::new(None) });
+    let requests = Requests::new(session.client.clone(), Arc::clone(&session.gate));
     let service = service_fn(|request| {
         session.asked.store(true, Ordering::Relaxed);
         let (front, session) = (front.clone(), session.clone());
@@ -87,7 +94,7 @@ pub(super) async fn serve<S: Route>(client: Socket, front: Arc<Front<S>>, deadli
         .max_buf_size(BUFFER_MAX)
         .timer(TokioTimer::new())
         .header_read_timeout(KEEP_ALIVE.max(front.limits.handshake_timeout))
-        .serve_connection(TokioIo::new(session.client.clone()), service)
+        .serve_connection(TokioIo::new(requests), service)
         .with_upgrades();
     let mut connection = pin!(connection);
     let mut handshake = pin!(sleep_until(deadline));
@@ -131,9 +138,19 @@ pub(super) async fn serve<S: Route>(client: Socket, front: Arc<Front<S>>, deadli
 async fn answer<S: Route>(request: Request<Incoming>, front: &Front<S>, session: &Session) -> Response<Answer> {
     let style = page::Style::of(request.headers());
     if request.method() == Method::CONNECT {
-        return match connect(request, front, session).await {
+        let early_data = if session.gate.is_shut() { session.client.take_ready(EARLY_DATA_MAX) } else { Bytes::new() };
+        let lost = !early_data.is_empty();
+        return match connect(request, early_data, front, session).await {
             Ok(()) => Response::new(full(Bytes::new())),
-            Err(failure) => failure.into_response(style),
+            Err(failure) => {
+                session.gate.next_request();
+                let mut response = failure.into_response(style);
+                if lost {
+                    // What follows begins in the middle of something.
+                    response.headers_mut().insert(header::CONNECTION, http::HeaderValue::from_static("close"));
+                }
+                response
+            }
         };
     }
     match request.uri().scheme() {
@@ -151,7 +168,12 @@ async fn answer<S: Route>(request: Request<Incoming>, front: &Front<S>, session:
 }
 
 /// `CONNECT host:port`: opens the stream, which takes the connection over once the 200 is written.
-async fn connect<S: Route>(mut request: Request<Incoming>, front: &Front<S>, session: &Session) -> Result<(), Failure> {
+async fn connect<S: Route>(
+    mut request: Request<Incoming>,
+    early_data: Bytes,
+    front: &Front<S>,
+    session: &Session,
+) -> Result<(), Failure> {
     let target = request.uri().authority().filter(|_| request.uri().scheme().is_none());
     let destination =
         target.and_then(|target| Some((target.host(), target.port_u16()?))).filter(|(h, _)| !h.is_empty());
@@ -164,8 +186,8 @@ async fn connect<S: Route>(mut request: Request<Incoming>, front: &Front<S>, ses
     }
     let connect = Connect {
         destination: Destination { host: Host::parse(host), port },
-        // What a client sends behind its CONNECT is in hyper's buffer until the answer is written.
-        early_data: Bytes::new(),
+        early_data,
+        eager: false,
         isolation: front.isolation(credentials(request.headers())),
     };
     let stream = open(front.route.clone(), connect, front.limits.open_timeout).await?;

@@ -10,4 +10,4 @@ mod socks;
 
 pub use listener::Listener;
 pub use open::Route;
-pub use route::Router;
+pub use route::{Optimistic, Router};

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use tower::{Service, ServiceExt};
-use tracing::{Level, debug, error, info, warn};
+use tracing::debug;
 
 use super::connect::{BoxedIo, Connect};
 use crate::{Error, ErrorKind};
@@ -33,19 +33,8 @@ pub(super) async fn open<S: Route>(route: S, connect: Connect, limit: Duration) 
         Err(Error::new(ErrorKind::Timeout, format!("{destination} did not answer within {seconds} s; is it running?")))
     });
     if let Err(error) = &outcome {
-        log_failure(error);
+        error.log("could not open a stream");
         debug!(%destination, %error, "could not open");
     }
     outcome
-}
-
-/// One line at the kind's level. The reason stays out of it: it names what people visit.
-fn log_failure(error: &Error) {
-    let code = error.kind().code();
-    match error.kind().level() {
-        Level::ERROR => error!(code, "could not open a stream"),
-        Level::WARN => warn!(code, "could not open a stream"),
-        Level::INFO => info!(code, "could not open a stream"),
-        _ => debug!(code, "could not open a stream"),
-    }
 }

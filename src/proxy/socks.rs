@@ -18,7 +18,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, timeout_at};
 use tracing::debug;
 
-use super::connect::{Connect, Destination, Host};
+use super::connect::{Connect, Destination, EARLY_DATA_MAX, Host};
 use super::listener::Front;
 use super::open::{Route, open};
 use crate::ErrorKind;
@@ -27,8 +27,6 @@ use crate::tunnel::socket::Socket;
 
 /// SOCKS4's "request rejected".
 pub(super) const SOCKS4_REFUSED: [u8; 8] = [0x00, 0x5b, 0, 0, 0, 0, 0, 0];
-/// Most bytes behind the request that travel with the opening: they fit the opening message of any relay.
-const EARLY_DATA_MAX: usize = 16 * 1024;
 /// The reply "succeeded".
 const SUCCEEDED: u8 = 0x00;
 /// The reply to BIND and UDP ASSOCIATE.
@@ -75,7 +73,7 @@ pub(super) async fn serve<S: Route>(mut client: Socket, front: &Front<S>, deadli
     };
 
     let early_data = client.take_ready(EARLY_DATA_MAX);
-    let connect = Connect { destination, early_data, isolation: front.isolation(credentials) };
+    let connect = Connect { destination, early_data, eager: false, isolation: front.isolation(credentials) };
     let outcome = tokio::select! {
         outcome = open(front.route.clone(), connect, front.limits.open_timeout) => outcome,
         () = client.reset() => return debug!("the client left before its stream was open"),

@@ -65,7 +65,7 @@ pub async fn run(config: Config, once: bool, shutdown: Shutdown) -> Result<(), R
     let proxy = listener.local_addr();
     let tunnel = Arc::new(Tunnel::new(Vec::new(), Arc::clone(&limits)));
     let (token, tracker) = (shutdown.token().clone(), shutdown.tracker().clone());
-    tokio::spawn(listener.serve(Router::new(Arc::clone(&tunnel)), limits, token, tracker));
+    tokio::spawn(listener.serve(Router::new(Arc::clone(&tunnel), config.proxy.optimistic), limits, token, tracker));
     say(&format!("4. A proxy, which your programs use:    {proxy} (SOCKS5 and HTTP)\n"));
 
     let checked = check(proxy, &name.to_string()).await;

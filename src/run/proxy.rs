@@ -29,7 +29,8 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     let addresses: Vec<_> = listeners.iter().map(Listener::local_addr).collect();
     for listener in listeners {
         let (token, tracker) = (shutdown.token().clone(), shutdown.tracker().clone());
-        tokio::spawn(listener.serve(Router::new(Arc::clone(&tunnel)), Arc::clone(&limits), token, tracker));
+        let router = Router::new(Arc::clone(&tunnel), config.proxy.optimistic);
+        tokio::spawn(listener.serve(router, Arc::clone(&limits), token, tracker));
     }
     for address in &addresses {
         tracing::info!(%address, "the proxy listens (SOCKS5 and HTTP)");

@@ -19,14 +19,11 @@ use crate::error::{Error, ErrorKind};
 use crate::message::{Message, Type, VERSION};
 
 use super::path::Path;
-use super::state::{Opening, Phase, Stream};
+use super::state::{EARLY_MAX, Opening, Phase, Stream};
 use super::tombstone::{LastWord, Tombstones};
-use super::{PacketId, PathId, Settings};
+use super::{ACK_DELAY, PacketId, PathId, Settings};
 
 pub use types::{Event, Incoming, Refusal, Side, Tongue, Transmit};
-
-/// Most bytes of early data in a `CONNECT`: it must fit the smallest relay beside everything else.
-const EARLY_MAX: usize = 16 * 1024;
 
 /// See the module.
 #[derive(Debug)]
@@ -117,6 +114,13 @@ impl Session {
     /// Opens a stream to a port of a host. As much of what is written before the first [`Self::poll_transmit`] as fits
     /// travels with the opening message, if the peer is known to take it there.
     pub fn open(&mut self, now: Instant, key: Uuid, host: String, port: u16) {
+        self.open_held(now, key, host, port, Duration::ZERO);
+    }
+
+    /// Like [`Self::open`], but the opening message waits for the first bytes to travel with it: until the first
+    /// [`Self::write`] or [`Self::finish`], and for `hold` at most. To a peer that does not take bytes there it goes out
+    /// at once.
+    pub fn open_held(&mut self, now: Instant, key: Uuid, host: String, port: u16, hold: Duration) {
         if self.silent_since.is_some_and(|since| now.saturating_duration_since(since) >= SILENT) {
             self.silent_since = None;
             self.tongue = Tongue::Unknown;
@@ -129,12 +133,14 @@ impl Session {
             max: Some(self.settings.window_initial),
             ..Message::new(key, Type::Connect)
         };
+        let held = self.tongue == Tongue::Streams && !hold.is_zero();
         let opening = Opening {
             connect,
             early_end: 0,
             since: now,
             attempts: 0,
-            next_at: now,
+            next_at: if held { now + hold } else { now },
+            held,
             sealed: false,
             with_data: false,
             left: None,
@@ -155,6 +161,10 @@ impl Session {
             stream.phase = Phase::Open;
             stream.heard = now;
             if stream.is_old() {
+                self.arm(key);
+            } else if stream.awaits_an_answer() {
+                // The acceptance rides on the answer, if that is quick.
+                stream.ack_by(now + ACK_DELAY);
                 self.arm(key);
             } else {
                 self.owe_ack_now(now, key);
@@ -196,6 +206,9 @@ impl Session {
             return Err(Error::new(ErrorKind::Internal, "written to after its end was announced"));
         }
         let taken = stream.send.write(data);
+        if taken > 0 {
+            stream.let_opening_go();
+        }
         self.queue_data(key);
         Ok(taken)
     }
@@ -205,7 +218,9 @@ impl Session {
     /// # Errors
     /// When the stream has failed or does not exist.
     pub fn finish(&mut self, key: Uuid) -> Result<(), Error> {
-        self.living(key)?.send.finish();
+        let stream = self.living(key)?;
+        stream.send.finish();
+        stream.let_opening_go();
         self.queue_data(key);
         Ok(())
     }

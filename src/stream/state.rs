@@ -10,6 +10,8 @@ use super::recv::RecvBuffer;
 use super::send::SendBuffer;
 use super::{ACK_DELAY, Settings};
 
+/// Most bytes of early data in a `CONNECT`: it must fit the smallest relay beside everything else.
+pub(super) const EARLY_MAX: usize = 16 * 1024;
 /// First pause before a `CONNECT` is repeated; it doubles.
 const CONNECT_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause between two repetitions of a `CONNECT`.
@@ -52,6 +54,8 @@ pub(super) struct Opening {
     pub(super) attempts: u32,
     /// When it goes out next.
     pub(super) next_at: Instant,
+    /// Whether it waits until then for the first bytes, and not for a relay or an answer.
+    pub(super) held: bool,
     /// Whether the message is fixed: it has been handed out, and every repetition is the same event.
     pub(super) sealed: bool,
     /// Whether data may go along and follow: the exit is known to speak of offsets.
@@ -171,6 +175,22 @@ impl Stream {
             Phase::Open => !self.is_old() && self.send.has_pending(),
             Phase::Incoming | Phase::Failed(_) => false,
         }
+    }
+
+    /// There are bytes to travel with the opening: it need not be held back any longer.
+    pub(super) fn let_opening_go(&mut self) {
+        if let Phase::Opening(opening) = &mut self.phase
+            && opening.held
+        {
+            opening.held = false;
+            opening.next_at = opening.since;
+        }
+    }
+
+    /// Whether the peer, which opened it, has said something and now waits for an answer rather than for the
+    /// acceptance. One whose opening was full may have more to say than it has credit for, and waits for that.
+    pub(super) const fn awaits_an_answer(&self) -> bool {
+        self.recv.ack() > 0 && self.recv.ack() < EARLY_MAX as u64
     }
 
     /// Whether the program still holds its end.

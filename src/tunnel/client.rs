@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures_util::stream::FuturesOrdered;
 use nostr::{Keys, PublicKey, RelayUrl};
@@ -22,7 +22,7 @@ use crate::error::{Error, ErrorKind};
 use crate::limits::Limits;
 use crate::name::NostrName;
 use crate::relay::{Link, Links, Subscription, Wanted};
-use crate::stream::{Settings, Side};
+use crate::stream::{Settings, Side, Tongue};
 
 /// What two streams must have in common to share a session.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -76,6 +76,46 @@ impl Tunnel {
     /// When the exit refuses, does not answer in time, no relay can be reached, or the name has no relay and none is
     /// configured. Dropping the future gives the stream up.
     pub async fn open(&self, name: &NostrName, port: u16, early: &[u8]) -> Result<TunnelStream, Error> {
+        let (stream, taken) = self.begin(name, port, early, None)?;
+        stream.opened().await?;
+        send_rest(stream, &early[taken..]).await
+    }
+
+    /// Opens a stream like [`Self::open`], and gives it out before the exit has answered. A refusal, or that no answer
+    /// comes, then is an error of reading and writing.
+    ///
+    /// The opening waits up to `hold` for the first bytes to be written, so that they travel with it, if there are none
+    /// in `early` and the exit takes them there.
+    ///
+    /// # Errors
+    /// When the name has no relay and none is configured, or its key cannot be used.
+    pub async fn open_eager(
+        &self,
+        name: &NostrName,
+        port: u16,
+        early: &[u8],
+        hold: Duration,
+    ) -> Result<TunnelStream, Error> {
+        let (stream, taken) = self.begin(name, port, early, Some(hold))?;
+        send_rest(stream, &early[taken..]).await
+    }
+
+    /// Whether the exit has said in the last minute that it accepts a stream to this port, has not failed to since, and
+    /// can be reached now: whoever asks for the next one may as well be told of success already.
+    #[must_use]
+    pub fn accepts_lately(&self, name: &NostrName, port: u16) -> bool {
+        let Ok(id) = self.id(name) else { return false };
+        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(client) = sessions.get(&id) else { return false };
+        let (now, engine) = (Instant::now(), client.shared.engine());
+        engine.check().is_ok()
+            && engine.session.tongue() == Tongue::Streams
+            && engine.session.is_connected(now)
+            && engine.accepted.is_lately(now, &(name.to_string(), port))
+    }
+
+    /// The session that streams to this name belong to.
+    fn id(&self, name: &NostrName) -> Result<SessionId, Error> {
         let relays = if name.relays.is_empty() { &self.relays } else { &name.relays };
         if relays.is_empty() {
             return Err(Error::new(
@@ -84,25 +124,30 @@ impl Tunnel {
             ));
         }
         let relays = relays.iter().take(self.limits.relays_per_name).cloned().collect();
-        let shared = self.session(SessionId { exit: name.public_key, relays })?;
-        let (stream, mut rest) = {
-            let key = Uuid::new_v4();
+        Ok(SessionId { exit: name.public_key, relays })
+    }
+
+    /// Starts an opening, held back for so long by one who will not wait for the answer, and says how many of its first
+    /// bytes are taken.
+    fn begin(
+        &self,
+        name: &NostrName,
+        port: u16,
+        early: &[u8],
+        hold: Option<Duration>,
+    ) -> Result<(TunnelStream, usize), Error> {
+        let shared = self.session(self.id(name)?)?;
+        let key = Uuid::new_v4();
+        let host = name.to_string();
+        let taken = {
             let mut engine = shared.engine();
             engine.check()?;
-            engine.session.open(Instant::now(), key, name.to_string(), port);
-            let taken = engine.session.write(key, early)?;
-            drop(engine);
-            (TunnelStream::new(Arc::clone(&shared), key), &early[taken..])
+            engine.session.open_held(Instant::now(), key, host.clone(), port, hold.unwrap_or_default());
+            engine.accepted.await_outcome(key, (host, port), hold.is_some());
+            engine.session.write(key, early)?
         };
         shared.wake.notify_one();
-        stream.opened().await?;
-        let mut stream = stream;
-        let send = async {
-            stream.write_all_buf(&mut rest).await?;
-            stream.flush().await
-        };
-        send.await.map_err(|error| Error::from_io(&error, "sending the first bytes"))?;
-        Ok(stream)
+        Ok((TunnelStream::new(shared, key), taken))
     }
 
     /// Ends all sessions: streams still open are reset, and the exits are told as far as their relays take it.
@@ -164,4 +209,14 @@ impl Tunnel {
         self.drivers.spawn(driver.run(self.end.clone()));
         Ok(Client { shared, links: links.iter().map(Arc::downgrade).collect() })
     }
+}
+
+/// Writes the first bytes that did not go along with the opening.
+async fn send_rest(mut stream: TunnelStream, mut rest: &[u8]) -> Result<TunnelStream, Error> {
+    let send = async {
+        stream.write_all_buf(&mut rest).await?;
+        stream.flush().await
+    };
+    send.await.map_err(|error| Error::from_io(&error, "sending the first bytes"))?;
+    Ok(stream)
 }

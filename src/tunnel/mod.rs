@@ -1,6 +1,7 @@
 //! Sessions on relay links, and their streams as `AsyncRead + AsyncWrite`: the engine of [`crate::stream`] driven by
 //! the events of [`crate::relay`] and the clock of tokio. It knows no SOCKS, no HTTP and no service.
 
+mod accepted;
 mod client;
 pub(crate) mod copy;
 mod driver;

@@ -8,6 +8,7 @@ use std::time::Instant;
 use tokio::sync::Notify;
 use uuid::Uuid;
 
+use super::accepted::Accepted;
 use crate::error::{Error, ErrorKind};
 use crate::stream::{Event, Incoming, Session, Settings, Side, Tongue};
 
@@ -23,6 +24,8 @@ struct Waiting {
 pub(super) struct Engine {
     pub(super) session: Session,
     waiting: HashMap<Uuid, Waiting>,
+    /// At a proxy: which services have accepted a stream lately.
+    pub(super) accepted: Accepted,
     /// Streams that the peer opens and nobody has taken up.
     pub(super) incoming: Vec<Incoming>,
     /// Why the driver is gone; no stream works after that.
@@ -44,6 +47,7 @@ impl Shared {
         let engine = Engine {
             session: Session::new(side, settings, tongue),
             waiting: HashMap::new(),
+            accepted: Accepted::default(),
             incoming: Vec::new(),
             closed: None,
             idle_since: Some(Instant::now()),
@@ -89,6 +93,19 @@ impl Engine {
     /// Nobody waits for this stream any more.
     pub(super) fn forget(&mut self, key: Uuid) {
         self.waiting.remove(&key);
+        self.accepted.forget(key);
+    }
+
+    /// Notes what has become of an opening, if it is that which has happened to the stream.
+    fn note_outcome(&mut self, key: Uuid) {
+        if !self.accepted.awaits(key) {
+            return;
+        }
+        match self.session.is_open(key) {
+            Ok(false) => {}
+            Ok(true) => self.accepted.note_open(Instant::now(), key, self.session.tongue() == Tongue::Streams),
+            Err(error) => self.accepted.note_failure(key, &error),
+        }
     }
 
     /// Takes the engine's events: those to wake are returned, to be woken when the lock is free again.
@@ -101,6 +118,7 @@ impl Engine {
                     wakers.extend(self.waiting.get_mut(&key).and_then(|waiting| waiting.reader.take()));
                 }
                 Event::Writable(key) => {
+                    self.note_outcome(key);
                     wakers.extend(self.waiting.get_mut(&key).and_then(|waiting| waiting.writer.take()));
                 }
             }

@@ -44,6 +44,11 @@ impl Socket {
         Ok((self.0.peek(&mut first).await? == 1).then_some(first[0]))
     }
 
+    /// The bytes that wait, left in place; 0 when the client has ended its direction.
+    pub(crate) fn poll_peek(&self, cx: &mut Context<'_>, into: &mut [u8]) -> Poll<io::Result<usize>> {
+        self.0.poll_peek(cx, &mut ReadBuf::new(into))
+    }
+
     /// What can be read without waiting, at most `max` bytes. It is out of the socket then.
     pub(crate) fn take_ready(&self, max: usize) -> Bytes {
         let mut taken = Vec::new();

@@ -21,6 +21,61 @@ async fn connect_opens_a_tunnel_and_keeps_what_was_sent_behind_it() {
 }
 
 #[tokio::test]
+async fn what_is_sent_behind_a_connect_travels_with_the_opening() {
+    for (head, pieces) in [("CONNECT a.nostr:1 HTTP/1.1\r\nHost: a\r\n\r\n", 1), ("CONNECT a.nostr:1 HTTP/1.0\n\n", 3)]
+    {
+        let route = Script::to(echo().await);
+        let proxy = Proxy::start(route.clone()).await;
+        let mut client = proxy.client().await;
+        // The last piece brings what follows along.
+        let all = format!("{head}hello");
+        let cut = (head.len() - 2) / pieces * (pieces - 1);
+        let start = &all.as_bytes()[..cut];
+        for piece in start.chunks(start.len() / 2 + 1) {
+            client.say(piece).await;
+            // The proxy has taken it out of the socket, or it is one segment with what follows; both must do.
+            tokio::task::yield_now().await;
+        }
+        client.say(&all[cut..]).await;
+        assert!(client.hear_head().await.contains(" 200 "));
+        assert_eq!(client.hear(5).await, b"hello");
+        client.say("more").await;
+        assert_eq!(client.hear(4).await, b"more");
+        client.end().await;
+        assert!(client.hear_all().await.unwrap().is_empty());
+        let seen = route.seen();
+        assert_eq!((seen.len(), &seen[0].early_data[..]), (1, &b"hello"[..]), "{head:?}");
+        assert!(!seen[0].eager, "the client is told of success");
+    }
+}
+
+#[tokio::test]
+async fn a_connect_that_fails_may_be_followed_by_another_request() {
+    let route = Script::to(echo().await);
+    let proxy = Proxy::start(route.clone()).await;
+    let mut client = proxy.client().await;
+    for _ in 0..2 {
+        client.say("CONNECT refused.fail:80 HTTP/1.1\r\n\r\n").await;
+        assert_eq!(client.hear_response().await.status(), 502);
+    }
+    client.say("GET / HTTP/1.1\r\nHost: a\r\n\r\n").await;
+    assert_eq!(client.hear_response().await.status(), 200);
+    client.say("CONNECT a.nostr:80 HTTP/1.1\r\n\r\nearly").await;
+    assert!(client.hear_head().await.contains(" 200 "));
+    assert_eq!(client.hear(5).await, b"early");
+}
+
+#[tokio::test]
+async fn what_was_meant_for_a_stream_that_failed_is_not_taken_for_a_request() {
+    let proxy = Proxy::start(Script::to(echo().await)).await;
+    let behind = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let mut client = proxy.said(format!("CONNECT refused.fail:80 HTTP/1.1\r\n\r\n{behind}")).await;
+    let reply = client.hear_response().await;
+    assert_eq!((reply.status(), reply.header("connection")), (502, Some("close")));
+    assert!(client.hear_all().await.unwrap().is_empty(), "there is no second answer");
+}
+
+#[tokio::test]
 async fn connect_takes_addresses_and_old_clients() {
     let route = Script::to(echo().await);
     let proxy = Proxy::start(route.clone()).await;

@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic in a test or its harness is the failure report")]
 
+mod eager;
 mod forward;
 mod harness;
 mod http;

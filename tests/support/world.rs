@@ -8,7 +8,7 @@ use nostr::{Keys, RelayUrl};
 use nws::exit::{Exit, Services};
 use nws::limits::Limits;
 use nws::name::NostrName;
-use nws::proxy::{Listener, Router};
+use nws::proxy::{Listener, Optimistic, Router};
 use nws::tunnel::{Acceptor, Tunnel};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
@@ -35,6 +35,8 @@ pub struct World {
 pub struct Setup {
     /// Limits of both sides.
     pub limits: Limits,
+    /// When the proxy tells of success before the exit does.
+    pub optimistic: Optimistic,
     /// The exit's key.
     pub keys: Keys,
     /// Where the exit listens.
@@ -50,6 +52,7 @@ impl Setup {
     pub fn new(relays: &[RelayUrl], services: &[(u16, SocketAddr)]) -> Self {
         Self {
             limits: Limits::default(),
+            optimistic: Optimistic::default(),
             keys: Keys::generate(),
             exit_relays: relays.to_vec(),
             proxy_relays: relays.to_vec(),
@@ -71,7 +74,8 @@ impl Setup {
         let listener = Listener::bind(ANY_PORT).await.unwrap();
         let proxy = listener.local_addr();
         let tracker = TaskTracker::new();
-        tokio::spawn(listener.serve(Router::new(Arc::clone(&tunnel)), limits, end.clone(), tracker.clone()));
+        let router = Router::new(Arc::clone(&tunnel), self.optimistic);
+        tokio::spawn(listener.serve(router, limits, end.clone(), tracker.clone()));
         let name = NostrName::new(self.keys.public_key(), self.proxy_relays);
         World { proxy, name, tunnel, tracker, _end: end.drop_guard() }
     }

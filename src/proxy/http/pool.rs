@@ -111,6 +111,8 @@ impl<S: Route> Service<Uri> for Connector<S> {
                 port: uri.port_u16().unwrap_or(80),
             },
             early_data: Bytes::new(),
+            // The client is told nothing before the answer comes.
+            eager: true,
             isolation: self.isolation.clone(),
         };
         let opening = open(self.route.clone(), connect, self.open_timeout);

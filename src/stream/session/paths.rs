@@ -34,10 +34,16 @@ impl Session {
         }
     }
 
+    /// Whether any relay can be used at the moment.
+    #[must_use]
+    pub fn is_connected(&self, now: Instant) -> bool {
+        self.paths.values().any(|path| path.is_usable(now))
+    }
+
     /// Openings that wait go out on a path that can be used from now on.
     pub(super) fn repeat_openings(&mut self, now: Instant, id: PathId) {
         for (&key, stream) in &mut self.streams {
-            if let Some(opening) = stream.opening_mut() {
+            if let Some(opening) = stream.opening_mut().filter(|opening| !opening.held) {
                 self.opening_queue.push_back((key, id));
                 opening.note_sent(now);
             }

@@ -134,6 +134,7 @@ impl Session {
             up.iter().copied().filter(|id| self.paths[id].is_proven()).min_by_key(|id| self.paths[id].distance());
         let Some(stream) = self.streams.get_mut(&key) else { return };
         let Phase::Opening(opening) = &mut stream.phase else { return };
+        opening.held &= now < opening.next_at;
         let waited = now.saturating_duration_since(opening.since);
         let connected = self.paths.values().any(|path| path.up);
         if up.is_empty() && !connected {
