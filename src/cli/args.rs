@@ -39,18 +39,23 @@ impl ProxyArgs {
 /// Flags of `nws exit`.
 #[derive(Debug, Clone, Default, Args)]
 #[command(override_usage = "nws exit --relay <URL>... --service <PORT=HOST:PORT>... [OPTIONS]\n       \
-                            nws exit --relay <URL>... --target <HOST:PORT> [OPTIONS]")]
+                            nws exit --relay <URL>... --target <HOST:PORT> [OPTIONS]\n       \
+                            nws exit --relay <URL>... --public [OPTIONS]")]
 pub struct ExitArgs {
     /// Relay to listen on, part of the exit's name; may be given several times. Without a scheme, wss:// is assumed.
     #[arg(long = "relay", value_name = "URL", value_parser = parse_relay)]
     pub relays: Vec<RelayUrl>,
     /// Service: the port that clients see, and where its connections go, as 80=127.0.0.1:3000; may be given several
-    /// times. Nothing else can be reached through the exit.
+    /// times. Nothing else can be reached through the exit, unless it is public.
     #[arg(long = "service", value_name = "PORT=HOST:PORT", conflicts_with = "target")]
     pub services: Vec<ServiceArg>,
     /// One target for all ports that clients ask for, instead of services.
     #[arg(long, value_name = "HOST:PORT")]
     pub target: Option<Target>,
+    /// Serve other hosts, too, and announce it: the open internet on ports 80 and 443, or what the configuration's
+    /// [[exit.rule]] say. Whoever finds the exit may use it, and sites see this machine's address.
+    #[arg(long)]
+    pub public: bool,
     /// File of the exit's secret key, made on first start. [default: nws/exit.key in the state directory]
     #[arg(long, value_name = "PATH")]
     pub key_file: Option<PathBuf>,
@@ -69,6 +74,7 @@ impl ExitArgs {
         let exit = &mut settings.config.exit;
         replace(&mut exit.relays, &self.relays);
         replace_some(&mut exit.info_file, self.info_file.as_ref());
+        exit.public.enabled |= self.public;
         if let Some(path) = &self.key_file {
             exit.key_file = Some(path.clone());
             settings.private_key = None;
@@ -100,8 +106,8 @@ impl ExitArgs {
             let way_out = "give --relay URL, or set exit.relays in the configuration";
             return Err(RunError::Usage(format!("no relay to listen on; {way_out}")));
         }
-        if config.exit.service.is_empty() && config.exit.target.is_none() {
-            let way_out = "give --service PORT=HOST:PORT, or set exit.service in the configuration";
+        if config.exit.service.is_empty() && config.exit.target.is_none() && !config.exit.public.enabled {
+            let way_out = "give --service PORT=HOST:PORT or --public, or set exit.service in the configuration";
             return Err(RunError::Usage(format!("nothing to offer; {way_out}")));
         }
         Ok(())

@@ -80,6 +80,7 @@ fn an_exit_needs_a_relay_and_something_to_offer() {
         assert_eq!(error.exit_code(), 64);
         assert!(error.to_string().contains(missing), "{error}");
     }
+    assert!(settings(&["exit", "--relay", "ws://a", "--public"]).unwrap().config.exit.public.enabled);
     // The general relays will do.
     let sources = Sources::none().variables([("NWS_RELAYS", r#"["ws://a"]"#)]);
     assert!(over(sources, &["exit", "--target", "a:1"]).is_ok());

@@ -9,6 +9,7 @@ mod check;
 mod dropin;
 mod error;
 mod logging;
+mod public;
 mod service;
 mod source;
 
@@ -18,12 +19,14 @@ use bytesize::ByteSize;
 use nostr::RelayUrl;
 use serde::{Deserialize, Serialize};
 
+use crate::exit::Rule as ExitRule;
 use crate::limits::Limits;
 
 pub use self::address::{ListenAddr, Target};
 pub use self::dropin::DropIn;
 pub use self::error::{ConfigError, Origin, ValueError};
 pub use self::logging::{LogConfig, LogFilter, LogFormat};
+pub use self::public::PublicConfig;
 pub use self::service::{Service, Services, parse_port};
 pub use self::source::{PRIVATE_KEY_VARIABLE, PrivateKey, SYSTEM_FILE, Settings, Sources};
 
@@ -84,6 +87,10 @@ pub struct ExitConfig {
     /// What is offered: the port that clients see, and where it leads.
     #[serde(deserialize_with = "service::services")]
     pub service: Services,
+    /// Other hosts, and how the exit is found by those who look for one.
+    pub public: PublicConfig,
+    /// What a public exit connects to, before its defaults.
+    pub rule: Vec<ExitRule>,
     /// File for scripts, written when the exit is ready.
     pub info_file: Option<PathBuf>,
 }

@@ -204,6 +204,11 @@ fn mistakes_in_a_file_name_the_file_the_key_and_the_reason() {
         ("[log]\nfilter = 'loud'", "log.filter", "not a log level"),
         ("[log]\nformat = 'xml'", "log.format", "not one of: human"),
         ("log = 'debug'", "log", "a section"),
+        ("[[exit.rule]]\nto = '10.0.0.0/33'\naction = 'accept'", "exit.rule.0.to", "is no range"),
+        ("[[exit.rule]]\nto = '*'\nports = [0]\naction = 'accept'", "exit.rule.0.ports", "neither a port"),
+        ("[[exit.rule]]\nto = '*'\nports = []\naction = 'accept'", "exit.rule.0.ports", "is empty"),
+        ("[[exit.rule]]\nto = '*'\naction = 'allow'", "exit.rule.0.action", "not one of: accept, reject"),
+        ("[exit.public]\nannounce_interval = '0s'", "exit.public.announce_interval", "between 1s and 1h"),
     ] {
         let files = Files::new();
         let path = files.file("nws.toml", text);
