@@ -20,7 +20,7 @@ use nostr::nips::{nip04, nip44};
 use nostr::secp256k1::Message as Digest;
 use nostr::secp256k1::rand::rngs::OsRng;
 use nostr::secp256k1::rand::{self, RngCore};
-use nostr::{EventId, Keys, PublicKey};
+use nostr::{Event, EventId, Keys, PublicKey};
 
 use self::size::FRAME_OVERHEAD;
 use crate::message::{self, Message, MessageError};
@@ -81,6 +81,13 @@ pub struct SealedEvent {
     pub id: EventId,
     /// The frame for a relay: `["EVENT",{…}]`.
     pub frame: Bytes,
+}
+
+impl From<&Event> for SealedEvent {
+    /// An event that is made elsewhere, and small.
+    fn from(event: &Event) -> Self {
+        Self { id: event.id, frame: serde_json::json!(["EVENT", event]).to_string().into() }
+    }
 }
 
 impl Conversation {

@@ -17,6 +17,7 @@ pub mod cli;
 pub mod config;
 pub mod destination;
 pub mod dial;
+pub mod directory;
 pub mod envelope;
 pub mod error;
 pub mod exit;

@@ -89,6 +89,7 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         session_streams,
         exit_sessions,
         relays_per_name,
+        known_exits,
         proxy_connections,
         session_idle,
         message_age,
@@ -125,6 +126,7 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         ("limits.session_streams", *session_streams as u64),
         ("limits.exit_sessions", *exit_sessions as u64),
         ("limits.relays_per_name", *relays_per_name as u64),
+        ("limits.known_exits", *known_exits as u64),
         ("limits.proxy_connections", *proxy_connections as u64),
     ] {
         at_least_one(key, count)?;

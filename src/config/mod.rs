@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::exit::Rule as ExitRule;
 use crate::limits::Limits;
+use crate::proxy::exits::{ExitName, Exits, Rule as ProxyRule};
 
 pub use self::address::{ListenAddr, Target};
 pub use self::dropin::DropIn;
@@ -63,13 +64,25 @@ impl Config {
 pub struct ProxyConfig {
     /// Where clients connect to; SOCKS5 and HTTP on each.
     pub listen: Vec<ListenAddr>,
+    /// The exits for names other than `.nostr`.
+    pub exit: Exits,
+    /// Exits that are never used.
+    pub exclude: Vec<ExitName>,
+    /// What goes where, before the exits.
+    pub rule: Vec<ProxyRule>,
     /// File for scripts, written when the proxy is ready.
     pub info_file: Option<PathBuf>,
 }
 
 impl Default for ProxyConfig {
     fn default() -> Self {
-        Self { listen: vec![ListenAddr::loopback(8882)], info_file: None }
+        Self {
+            listen: vec![ListenAddr::loopback(8882)],
+            exit: Exits::default(),
+            exclude: Vec::new(),
+            rule: Vec::new(),
+            info_file: None,
+        }
     }
 }
 

@@ -8,7 +8,8 @@ use nostr::Keys;
 use super::RunError;
 use super::info::Info;
 use super::shutdown::Shutdown;
-use crate::config::Config;
+use crate::config::{Config, PublicConfig};
+use crate::directory::{Announcer, Profile};
 use crate::exit::{Dialer, Exit, Policy, Services};
 use crate::name::NostrName;
 use crate::tunnel::Acceptor;
@@ -29,7 +30,7 @@ pub async fn run(config: Config, keys: Keys, shutdown: Shutdown) -> Result<(), R
     }
     let limits = Arc::new(config.limits);
     let name = NostrName::new(keys.public_key(), relays.clone());
-    let mut acceptor = Acceptor::start(keys, &relays, Arc::clone(&limits));
+    let mut acceptor = Acceptor::start(keys.clone(), &relays, Arc::clone(&limits));
     greet(&name, &services, policy.as_ref());
     tokio::select! {
         () = acceptor.ready() => {}
@@ -41,10 +42,28 @@ pub async fn run(config: Config, keys: Keys, shutdown: Shutdown) -> Result<(), R
     info.npub = Some(name.npub());
     info.relays = Some(relays);
     let _info = info.write_if(config.exit.info_file.as_deref())?;
+    let announcing = policy.as_ref().map(|policy| {
+        let PublicConfig { announce_interval, name, contact, .. } = config.exit.public;
+        let profile = Profile { interval: announce_interval, ports: policy.open_ports(), name, contact };
+        let announcer = Announcer::new(keys, acceptor.links(), acceptor.heard_on(), profile);
+        tokio::spawn(announcer.run(shutdown.token().clone()))
+    });
     Exit::public(services, policy.map(Dialer::new), limits)
         .serve(&mut acceptor, shutdown.token(), shutdown.tracker())
         .await;
-    shutdown.drain().await;
+    // Nobody is to find what is about to end; connections that are open go on meanwhile.
+    let (taken_back, _) = tokio::join!(
+        async {
+            match announcing {
+                Some(announcing) => announcing.await.is_ok(),
+                None => true,
+            }
+        },
+        shutdown.drain()
+    );
+    if !taken_back {
+        tracing::error!("the announcing of this exit has broken down");
+    }
     acceptor.close().await;
     Ok(())
 }

@@ -222,6 +222,12 @@ impl Session {
         Ok(matches!(self.living(key)?.phase, Phase::Open))
     }
 
+    /// Whether the peer has said anything about the stream, be it that it refuses.
+    #[must_use]
+    pub fn is_answered(&self, key: Uuid) -> bool {
+        self.streams.get(&key).is_some_and(|stream| stream.answered)
+    }
+
     /// Whether the stream's `CONNECT` may have to be published again, as the same event.
     #[must_use]
     pub fn repeats_opening(&self, key: Uuid) -> bool {

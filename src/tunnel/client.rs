@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nostr::{Keys, PublicKey, RelayUrl};
 use tokio::sync::mpsc;
@@ -15,12 +15,13 @@ use super::driver::{ARRIVALS_MAX, Driver, OPENINGS_MIN, Recent, Sent, subscribe_
 use super::memory::Memory;
 use super::shared::Shared;
 use super::stream::TunnelStream;
+use crate::destination::Destination;
 use crate::envelope::Conversation;
 use crate::error::{Error, ErrorKind};
 use crate::limits::Limits;
 use crate::name::NostrName;
 use crate::relay::{Link, Links, Subscription, Wanted};
-use crate::stream::{Settings, Side};
+use crate::stream::{Settings, Side, Tongue};
 
 /// What two streams must have in common to share a session.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -33,6 +34,26 @@ struct Client {
     shared: Arc<Shared>,
     /// Held by the session while it lives, and not by us.
     links: Vec<Weak<Link>>,
+}
+
+/// Why a stream through an exit could not be opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unopened {
+    /// What went wrong.
+    pub error: Error,
+    /// Whether the exit has said anything about the stream; if not, it is gone, or its relays are.
+    pub answered: bool,
+}
+
+/// Ends when the exit has been silent for too long.
+async fn silence(stream: &TunnelStream, patience: Option<Duration>) {
+    if let Some(patience) = patience {
+        tokio::time::sleep(patience).await;
+        if !stream.is_answered() {
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 /// Opens streams to exits; see the module.
@@ -74,7 +95,70 @@ impl Tunnel {
     /// When the exit refuses, does not answer in time, no relay can be reached, or the name has no relay and none is
     /// configured. Dropping the future gives the stream up.
     pub async fn open(&self, name: &NostrName, port: u16, early: &[u8]) -> Result<TunnelStream, Error> {
-        let relays = if name.relays.is_empty() { &self.relays } else { &name.relays };
+        let (stream, mut rest) = self.begin(name, name.to_string(), port, early)?;
+        stream.opened().await?;
+        let mut stream = stream;
+        tokio::io::AsyncWriteExt::write_all_buf(&mut stream, &mut rest)
+            .await
+            .map_err(|error| Error::from_io(&error, "sending the first bytes"))?;
+        Ok(stream)
+    }
+
+    /// Opens a stream through an exit to another host. No bytes travel with the opening, so that another exit may be
+    /// tried when this one fails. With `patience`, an exit that has not said a word for so long has failed; one that
+    /// has may take the time that its destination needs.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and whether the exit had anything to do with it.
+    pub async fn open_to(
+        &self,
+        exit: &NostrName,
+        destination: &Destination,
+        patience: Option<Duration>,
+    ) -> Result<TunnelStream, Unopened> {
+        let silent = |error| Unopened { error, answered: false };
+        let (stream, _) = self.begin(exit, destination.to_string(), destination.port, &[]).map_err(silent)?;
+        let outcome = tokio::select! {
+            opened = stream.opened() => opened,
+            () = silence(&stream, patience) => {
+                Err(Error::new(ErrorKind::Timeout, "the exit does not answer: it is not running, or not on its relays"))
+            }
+        };
+        match outcome {
+            Ok(()) => Ok(stream),
+            Err(error) => Err(Unopened { error, answered: stream.is_answered() }),
+        }
+    }
+
+    /// Believes an exit that says in its announcement that it speaks streams, unless something else is known of it: then
+    /// an exit that is gone is not mistaken for an old one that says nothing.
+    pub fn expect_streams(&self, exit: &PublicKey) {
+        if self.memory.recall(exit) == Tongue::Unknown {
+            self.memory.learn(*exit, Tongue::Streams);
+        }
+    }
+
+    /// Whether an exit has shown that it speaks streams.
+    #[must_use]
+    pub fn speaks_streams(&self, exit: &PublicKey) -> bool {
+        self.memory.recall(exit) == Tongue::Streams
+    }
+
+    /// The link to a relay, which sessions share.
+    #[must_use]
+    pub fn link(&self, relay: &RelayUrl) -> Arc<Link> {
+        self.links.get(relay)
+    }
+
+    /// Starts to open a stream; what is left of its first bytes is to be sent when it is open.
+    fn begin<'a>(
+        &self,
+        exit: &NostrName,
+        destination: String,
+        port: u16,
+        early: &'a [u8],
+    ) -> Result<(TunnelStream, &'a [u8]), Error> {
+        let relays = if exit.relays.is_empty() { &self.relays } else { &exit.relays };
         if relays.is_empty() {
             return Err(Error::new(
                 ErrorKind::HostUnreachable,
@@ -82,23 +166,18 @@ impl Tunnel {
             ));
         }
         let relays = relays.iter().take(self.limits.relays_per_name).cloned().collect();
-        let shared = self.session(SessionId { exit: name.public_key, relays })?;
-        let (stream, mut rest) = {
+        let shared = self.session(SessionId { exit: exit.public_key, relays })?;
+        let started = {
             let key = Uuid::new_v4();
             let mut engine = shared.engine();
             engine.check()?;
-            engine.session.open(Instant::now(), key, name.to_string(), port);
+            engine.session.open(Instant::now(), key, destination, port);
             let taken = engine.session.write(key, early)?;
             drop(engine);
             (TunnelStream::new(Arc::clone(&shared), key), &early[taken..])
         };
         shared.wake.notify_one();
-        stream.opened().await?;
-        let mut stream = stream;
-        tokio::io::AsyncWriteExt::write_all_buf(&mut stream, &mut rest)
-            .await
-            .map_err(|error| Error::from_io(&error, "sending the first bytes"))?;
-        Ok(stream)
+        Ok(started)
     }
 
     /// Ends all sessions: streams still open are reset, and the exits are told as far as their relays take it.
@@ -137,7 +216,7 @@ impl Tunnel {
         let shared = Arc::new(Shared::new(Side::Proxy, Settings::from(&*self.limits), tongue));
         let (arrivals_tx, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let (notices_tx, notices) = mpsc::unbounded_channel();
-        let wanted = Wanted { recipient: keys.public_key().to_hex(), author: Some(id.exit.to_hex()) };
+        let wanted = Wanted::Messages { recipient: keys.public_key().to_hex(), author: Some(id.exit.to_hex()) };
         let links: Vec<Arc<Link>> = id.relays.iter().map(|url| self.links.get(url)).collect();
         let subscription = Subscription { wanted, arrivals: arrivals_tx };
         let attachments = subscribe_all(&links, &keys, &notices_tx, &subscription);

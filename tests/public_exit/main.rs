@@ -7,5 +7,7 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod announcing;
+mod choosing;
 mod destinations;
 mod network;
