@@ -93,6 +93,8 @@ struct Candidate {
     known: Option<KnownExit>,
     /// Its place in the list of preference.
     place: usize,
+    /// Whether it is a last resort: it failed lately, is not heard of, or says that it does not go there.
+    is_doubtful: bool,
 }
 
 /// See the module.
@@ -175,7 +177,9 @@ impl Chooser {
             (Exits::Any, Some(directory)) => {
                 let takes = |known: &KnownExit| known.announcement.may_reach(destination.port);
                 let known = directory.all().into_iter().filter(takes);
-                known.map(|known| Candidate { target: known.target(), known: Some(known), place: 0 }).collect()
+                known
+                    .map(|known| Candidate { target: known.target(), known: Some(known), place: 0, is_doubtful: false })
+                    .collect()
             }
             (Exits::Any, None) => Vec::new(),
         };
@@ -192,17 +196,23 @@ impl Chooser {
             Some(known) if exit.0.relays.is_empty() => known.target(),
             _ => exit.0.clone(),
         };
-        Candidate { target, known, place }
+        Candidate { target, known, place, is_doubtful: false }
     }
 
     async fn try_all(&self, destination: &Destination, candidates: &[Candidate]) -> Result<TunnelStream, Error> {
-        let mut answer = None;
+        // What the last exit said that answered, or else why the first one did not.
+        let (mut answer, mut failure) = (None, None);
         for (index, candidate) in candidates.iter().enumerate() {
             let key = candidate.target.public_key;
-            if candidate.known.as_ref().is_some_and(|known| known.announcement.speaks_streams()) {
+            if answer.is_some() && candidate.is_doubtful {
+                // An answer in hand is better than a long wait for none.
+                continue;
+            }
+            // An old exit that is public says that it is there; whatever else is silent is not there.
+            if candidate.known.as_ref().is_none_or(|known| known.announcement.speaks_streams()) {
                 self.tunnel.expect_streams(&key);
             }
-            let patience = (index + 1 < candidates.len()).then_some(PATIENCE);
+            let patience = (answer.is_some() || index + 1 < candidates.len()).then_some(PATIENCE);
             let start = Instant::now();
             match self.tunnel.open_to(&candidate.target, destination, patience).await {
                 Ok(stream) => {
@@ -219,11 +229,11 @@ impl Chooser {
                 Err(Unopened { error, answered: false }) => {
                     debug!(exit = %key, %error, "an exit does not answer");
                     self.state().failed(key);
-                    answer.get_or_insert(error);
+                    failure.get_or_insert(error);
                 }
             }
         }
-        Err(answer.unwrap_or_else(|| Error::new(ErrorKind::HostUnreachable, "there is no exit to try")))
+        Err(answer.or(failure).unwrap_or_else(|| Error::new(ErrorKind::HostUnreachable, "there is no exit to try")))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -242,25 +252,24 @@ impl State {
     fn rank(&self, candidates: &mut [Candidate], destination: &Destination, now: Instant) {
         let fresh = |(_, at): &&(PublicKey, Instant)| now.saturating_duration_since(*at) < STICKY;
         let before = self.sticky.get(&destination.host).filter(fresh).map(|(key, _)| *key);
+        let doubts = |candidate: &Candidate| {
+            let health = self.health.get(&candidate.target.public_key).copied().unwrap_or_default();
+            let announcement = candidate.known.as_ref().map(|known| &known.announcement);
+            let avoided = health.is_avoided(now, announcement.map(|said| said.created_at));
+            let closed = announcement.is_some_and(|said| !said.may_reach(destination.port));
+            // Nothing tells that it is there.
+            let lost = announcement.is_none() && candidate.target.relays.is_empty() && health.measured(now).is_none();
+            (avoided, closed, lost)
+        };
+        for candidate in &mut *candidates {
+            candidate.is_doubtful = doubts(candidate) != (false, false, false);
+        }
         candidates.sort_by_key(|candidate| {
             let key = candidate.target.public_key;
-            let health = self.health.get(&key).copied().unwrap_or_default();
-            let announcement = candidate.known.as_ref().map(|known| &known.announcement);
-            let measured = health.measured(now);
-            // Nothing tells that it is there.
-            let lost = announcement.is_none() && candidate.target.relays.is_empty() && measured.is_none();
-            let closed = announcement.is_some_and(|said| !said.may_reach(destination.port));
-            let old = announcement.is_some_and(|said| !said.speaks_streams());
-            let avoided = health.is_avoided(now, announcement.map(|said| said.created_at));
-            (
-                avoided,
-                closed,
-                lost,
-                Reverse(before == Some(key)),
-                old,
-                measured.unwrap_or(Duration::MAX),
-                candidate.place,
-            )
+            let measured = self.health.get(&key).and_then(|health| health.measured(now));
+            let old = candidate.known.as_ref().is_some_and(|known| !known.announcement.speaks_streams());
+            let had_before = Reverse(before == Some(key));
+            (doubts(candidate), had_before, old, measured.unwrap_or(Duration::MAX), candidate.place)
         });
     }
 
@@ -319,7 +328,7 @@ mod tests {
             software: None,
         };
         let known = |at| KnownExit { announcement: announcement(at), seen_on: Vec::new(), is_asked_for: true };
-        Candidate { target, known: announced.map(known), place }
+        Candidate { target, known: announced.map(known), place, is_doubtful: false }
     }
 
     fn order(state: &State, exits: &[Candidate], host: &str) -> Vec<usize> {

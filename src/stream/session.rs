@@ -143,6 +143,15 @@ impl Session {
         self.arm(key);
     }
 
+    /// Takes somebody's word that the peer speaks streams, if nothing is known of it: then its silence is not taken for an
+    /// old peer's.
+    pub fn expect_streams(&mut self) {
+        if matches!(self.tongue, Tongue::Unknown | Tongue::Silent) {
+            self.silent_since = None;
+            self.tongue = Tongue::Streams;
+        }
+    }
+
     /// Accepts a stream of the peer's: the destination is connected.
     pub fn accept(&mut self, now: Instant, key: Uuid) {
         if let Some(stream) = self.streams.get_mut(&key)

@@ -136,6 +136,10 @@ impl Tunnel {
         if self.memory.recall(exit) == Tongue::Unknown {
             self.memory.learn(*exit, Tongue::Streams);
         }
+        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, client) in sessions.iter().filter(|(id, _)| id.exit == *exit) {
+            client.shared.engine().session.expect_streams();
+        }
     }
 
     /// Whether an exit has shown that it speaks streams.

@@ -161,6 +161,9 @@ async fn when_the_first_exit_is_gone_the_next_request_goes_through_the_second_by
     assert_eq!(proxy.socks("site.example", 80).await.as_deref(), Ok("B!"));
     assert_eq!(proxy.socks("other.example", 443).await.as_deref(), Ok("B!"));
     assert_eq!(b.network.connected().len(), 2);
+    // A refusal of the one that is there is not held back until the other one has not answered, either.
+    let refused = tokio::time::timeout(Limits::default().open_timeout / 2, proxy.socks("site.example", 25));
+    assert_eq!(refused.await.expect("an answer well before the time is up"), Err(2));
 }
 
 #[tokio::test]
