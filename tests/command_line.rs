@@ -79,7 +79,10 @@ fn wrong_configuration_is_exit_code_78_and_names_file_key_and_reason() {
     assert_eq!(output.status.code(), Some(78));
     assert_eq!(
         stderr(&output),
-        format!("nws: {}: proxy.lissen: unknown key; known here: listen, exit, exclude, rule, info_file\n", path.display())
+        format!(
+            "nws: {}: proxy.lissen: unknown key; known here: listen, exit, exclude, rule, info_file\n",
+            path.display()
+        )
     );
 
     let output = nws(&["relay"], &[("NWS_RELAY__LISTEN", "7777")]);

@@ -161,8 +161,8 @@ fn decide<'a>(rules: &'a [Rule], destination: &Destination) -> Result<Way<'a>, E
 
 /// Whether a name is one of this machine or its network.
 fn is_local(name: &str) -> bool {
-    let below = |suffix: &&str| name.strip_suffix(*suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
-    !name.contains('.') || LOCAL_SUFFIXES.iter().any(|suffix| below(&suffix))
+    let below = |suffix: &str| name.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    !name.contains('.') || LOCAL_SUFFIXES.iter().any(|suffix| below(suffix))
 }
 
 fn private(destination: &Destination) -> Error {

@@ -67,7 +67,7 @@ async fn a_public_exit_says_what_it_is_and_takes_it_back_when_it_ends() {
     let relay = TestRelay::start();
     let mut client = Client::connect(&relay.url).await;
     client.subscribe("all", announcements()).await;
-    let exit = Running::start(&[relay.url.clone()], |config| {
+    let exit = Running::start(std::slice::from_ref(&relay.url), |config| {
         config.exit.public.name = Some("corner shop".into());
         config.exit.rule = serde_json::from_str(r#"[{"to":"*","ports":[22],"action":"accept"}]"#).unwrap();
     });
@@ -96,7 +96,7 @@ async fn an_exit_that_is_not_public_announces_nothing() {
     let relay = TestRelay::start();
     let mut client = Client::connect(&relay.url).await;
     client.subscribe("all", announcements()).await;
-    let quiet = Running::start(&[relay.url.clone()], |config| {
+    let quiet = Running::start(std::slice::from_ref(&relay.url), |config| {
         config.exit.public.enabled = false;
         config.exit.target = Some("127.0.0.1:1".parse().unwrap());
     });
@@ -112,8 +112,9 @@ async fn an_exit_that_is_not_public_announces_nothing() {
 #[tokio::test]
 async fn announcements_come_again_and_follow_a_relay_that_comes_back() {
     let relay = TestRelay::start();
-    let exit =
-        Running::start(&[relay.url.clone()], |config| config.exit.public.announce_interval = Duration::from_secs(1));
+    let exit = Running::start(std::slice::from_ref(&relay.url), |config| {
+        config.exit.public.announce_interval = Duration::from_secs(1)
+    });
     let mut client = Client::connect(&relay.url).await;
     client.subscribe("all", announcements()).await;
     let first = client.next_event().await;
@@ -153,7 +154,7 @@ async fn a_directory_knows_an_exit_from_its_announcement_to_its_deletion() {
 #[tokio::test]
 async fn what_was_announced_before_is_known_and_what_is_bare_too() {
     let relay = TestRelay::start();
-    let exit = Running::start(&[relay.url.clone()], |_| {});
+    let exit = Running::start(std::slice::from_ref(&relay.url), |_| {});
     let mut client = Client::connect(&relay.url).await;
     client.subscribe("all", announcements()).await;
     client.next_event().await;
@@ -166,7 +167,7 @@ async fn what_was_announced_before_is_known_and_what_is_bare_too() {
     client.publish(&bare).await;
     until(&directory, "the bare announcement", |directory| directory.get(&keys.public_key()).is_some()).await;
     let known = directory.get(&keys.public_key()).unwrap();
-    assert_eq!(known.target().relays, [relay.url.clone()]);
+    assert_eq!(known.target().relays, std::slice::from_ref(&relay.url));
     assert!(!known.announcement.speaks_streams());
     exit.stop().await;
 }

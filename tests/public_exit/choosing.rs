@@ -20,6 +20,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::announcing::until;
 use super::network::TestNetwork;
+use super::support::deployed::{OldEntry, Options};
 use super::support::{ANY_PORT, TestRelay, soon};
 
 /// A public exit in whose network every address is a server that answers with the exit's letter.
@@ -199,7 +200,8 @@ async fn what_an_exit_refuses_is_refused_to_the_client() {
 async fn an_exit_that_is_not_public_serves_its_services_and_nothing_else() {
     let relay = TestRelay::start();
     let backend = TcpListener::bind(ANY_PORT).await.unwrap();
-    let mut setup = super::support::world::Setup::new(&[relay.url.clone()], &[(80, backend.local_addr().unwrap())]);
+    let mut setup =
+        super::support::world::Setup::new(std::slice::from_ref(&relay.url), &[(80, backend.local_addr().unwrap())]);
     setup.keys = Keys::generate();
     let end = CancellationToken::new();
     setup.start_exit(&end).await;
@@ -240,4 +242,21 @@ async fn rules_send_a_host_directly_or_through_an_exit_of_its_own() {
     assert_eq!(proxy.socks("10.8.0.1", 80).await, Err(2));
     // Directly, but not to where a name leads into this network.
     assert_eq!(proxy.socks("inside.example", 443).await, Err(2));
+}
+
+#[tokio::test]
+async fn an_entry_of_the_go_program_reaches_other_hosts_by_their_addresses() {
+    let relay = TestRelay::start();
+    let exit = PublicExit::start(&relay.url, b'A').await;
+    let options = Options { lifetime: Duration::from_secs(60), leak_websockets: false, ..Options::entry().in_order() };
+    let entry = OldEntry::start(exit.name.0.public_key, std::slice::from_ref(&relay.url), options).await;
+    // It has resolved the name itself, and is told nothing when it is refused.
+    let mut inside = entry.connect_to("10.0.0.1:80").await.unwrap();
+    inside.write_all(b"!").await.unwrap();
+    let mut stream = entry.connect_to("1.1.1.1:80").await.unwrap();
+    stream.write_all(b"!").await.unwrap();
+    let mut answer = [0; 2];
+    soon("an answer", stream.read_exact(&mut answer)).await.unwrap();
+    assert_eq!(&answer, b"A!");
+    assert_eq!(exit.network.connected(), ["1.1.1.1:80".parse().unwrap()]);
 }
