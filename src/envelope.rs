@@ -5,24 +5,29 @@
 //! twice, which costs more than the encryption (`docs/architecture.md`).
 
 mod incoming;
+mod nip44;
 mod size;
 
 use std::fmt;
+use std::ops::Range;
 
 pub use incoming::IncomingEvent;
+pub(crate) use incoming::WireEvent;
+pub use nip44::Nip44Error;
 pub use size::{EventLimits, PLAINTEXT_MAX, content_len, frame_len, padded_len};
 
+use base64_simd::STANDARD as BASE64;
 use bytes::Bytes;
-use data_encoding::{BASE64, HEXLOWER};
-use nostr::hashes::{Hash, HashEngine, sha256};
-use nostr::nips::nip44::v2::{self, ConversationKey};
-use nostr::nips::{nip04, nip44};
+use data_encoding::HEXLOWER;
+use nostr::nips::nip04;
+use nostr::nips::nip44::v2::ConversationKey;
 use nostr::secp256k1::Message as Digest;
+use nostr::secp256k1::rand::RngCore;
 use nostr::secp256k1::rand::rngs::OsRng;
-use nostr::secp256k1::rand::{self, RngCore};
 use nostr::{Event, EventId, Keys, PublicKey};
+use ring::digest;
 
-use self::size::FRAME_OVERHEAD;
+use self::nip44::Draft;
 use crate::message::{self, Message, MessageError};
 
 /// Kind of a TCP message: ephemeral, so that relays pass it on without keeping it.
@@ -52,7 +57,7 @@ pub enum EnvelopeError {
     Decrypt(String),
     /// Encryption failed.
     #[error("the content cannot be encrypted: {0}")]
-    Encrypt(String),
+    Encrypt(Nip44Error),
     /// The plaintext is no message.
     #[error(transparent)]
     Message(#[from] MessageError),
@@ -73,6 +78,9 @@ impl fmt::Debug for Conversation {
         f.debug_struct("Conversation").field("own", &self.own_hex).field("peer", &self.peer_hex).finish()
     }
 }
+
+/// How the frame of an event begins, up to its id.
+const HEAD: &[u8] = b"[\"EVENT\",{\"id\":\"";
 
 /// A signed event, ready to be published on any number of relays.
 #[derive(Debug, Clone)]
@@ -119,36 +127,44 @@ impl Conversation {
     /// # Errors
     /// When the plaintext is longer than NIP-44 allows.
     pub fn seal(&self, messages: &[Message], created_at: u64) -> Result<SealedEvent, EnvelopeError> {
-        let plaintext = message::encode(messages);
-        let payload = v2::encrypt_to_bytes_with_rng(&mut MarkedRng(self.mark), &self.key, plaintext.as_bytes())
-            .map_err(|error| EnvelopeError::Encrypt(error.to_string()))?;
-        let mut frame = Vec::with_capacity(FRAME_OVERHEAD + BASE64.encode_len(payload.len()));
-        let mut content = String::with_capacity(BASE64.encode_len(payload.len()));
-        BASE64.encode_append(&payload, &mut content);
-        let id = self.event_id(created_at, &content);
+        let len = message::encoded_len(messages);
+        let mut draft = Draft::new(&self.mark.nonce(), len).map_err(EnvelopeError::Encrypt)?;
+        message::encode_to(messages, &mut draft.bytes);
+        let payload = draft.seal(&self.key);
+        let stamp = created_at.to_string();
+        let mut frame = Vec::with_capacity(frame_len(len));
+        let mut put = |parts: &[&[u8]]| parts.iter().for_each(|part| frame.extend_from_slice(part));
+        put(&[
+            HEAD,
+            &[b'0'; 64],
+            b"\",\"pubkey\":\"",
+            self.own_hex.as_bytes(),
+            b"\",\"created_at\":",
+            stamp.as_bytes(),
+        ]);
+        put(&[b",\"kind\":28333,\"tags\":[[\"p\",\"", self.peer_hex.as_bytes(), b"\"]],\"content\":\""]);
+        let content = frame.len();
+        BASE64.encode_append(&payload, &mut frame);
+        let id = self.event_id(&stamp, &frame[content..]);
+        HEXLOWER.encode_mut(&id, &mut frame[HEAD.len()..HEAD.len() + 64]);
         let signature = self.own.sign_schnorr(&Digest::from_digest(id));
         let mut hex = [0; 128];
-        let mut put = |parts: &[&[u8]]| parts.iter().for_each(|part| frame.extend_from_slice(part));
-        put(&[b"[\"EVENT\",{\"id\":\"", encode_hex(&id, &mut hex), b"\",\"pubkey\":\"", self.own_hex.as_bytes()]);
-        put(&[b"\",\"created_at\":", created_at.to_string().as_bytes(), b",\"kind\":28333,\"tags\":[[\"p\",\""]);
-        put(&[self.peer_hex.as_bytes(), b"\"]],\"content\":\"", content.as_bytes(), b"\",\"sig\":\""]);
-        put(&[encode_hex(signature.as_ref(), &mut hex), b"\"}]"]);
+        HEXLOWER.encode_mut(signature.as_ref(), &mut hex);
+        [&b"\",\"sig\":\""[..], &hex, b"\"}]"].iter().for_each(|part| frame.extend_from_slice(part));
         Ok(SealedEvent { id: EventId::from_byte_array(id), frame: frame.into() })
     }
 
     /// NIP-01's id: the hash of the canonical array. Nothing in it needs an escape.
-    fn event_id(&self, created_at: u64, content: &str) -> [u8; 32] {
-        let mut engine = sha256::Hash::engine();
-        engine.input(b"[0,\"");
-        engine.input(self.own_hex.as_bytes());
-        engine.input(b"\",");
-        engine.input(created_at.to_string().as_bytes());
-        engine.input(b",28333,[[\"p\",\"");
-        engine.input(self.peer_hex.as_bytes());
-        engine.input(b"\"]],\"");
-        engine.input(content.as_bytes());
-        engine.input(b"\"]");
-        sha256::Hash::from_engine(engine).to_byte_array()
+    fn event_id(&self, created_at: &str, content: &[u8]) -> [u8; 32] {
+        let mut hash = Sha256::new();
+        let kind = b",28333,[[\"p\",\"";
+        for part in [b"[0,\"", self.own_hex.as_bytes(), b"\",", created_at.as_bytes(), kind, self.peer_hex.as_bytes()] {
+            hash.update(part);
+        }
+        for part in [b"\"]],\"", content, b"\"]"] {
+            hash.update(part);
+        }
+        hash.finish()
     }
 
     /// Decrypts an event of the peer's into its messages.
@@ -163,19 +179,19 @@ impl Conversation {
         if event.author != self.peer {
             return Err(EnvelopeError::WrongAuthor(event.author));
         }
-        let plaintext = if event.content().contains("?iv=") {
+        if is_nip04(event.content_bytes()) {
             event.verify()?;
-            nip04::decrypt_to_bytes(self.own.secret_key(), &self.peer, event.content())
-                .map_err(|error| EnvelopeError::Decrypt(error.to_string()))?
-        } else {
-            let payload = decode_payload(event.content())?;
-            let plaintext = decrypt_payload(&self.key, &payload)?;
-            if Mark::of(&payload) == Some(self.mark) {
-                event.verify()?;
-            }
-            plaintext
-        };
-        Ok(message::decode(&plaintext)?)
+            let plaintext = nip04::decrypt_to_bytes(self.own.secret_key(), &self.peer, event.content())
+                .map_err(|error| EnvelopeError::Decrypt(error.to_string()))?;
+            return Ok(message::decode(&plaintext)?);
+        }
+        let mut payload = decode_payload(event.content_bytes())?;
+        let ours = Mark::of(&payload) == Some(self.mark);
+        let text = decrypt_payload(&self.key, &mut payload)?;
+        if ours {
+            event.verify()?;
+        }
+        Ok(message::decode_shared(&Bytes::from(payload).slice(text))?)
     }
 }
 
@@ -184,19 +200,53 @@ impl Conversation {
 /// # Errors
 /// When it is not base64, of another version, or its MAC or padding is wrong.
 pub fn decrypt(key: &ConversationKey, content: &str) -> Result<Vec<u8>, EnvelopeError> {
-    decrypt_payload(key, &decode_payload(content)?)
+    let mut payload = decode_payload(content.as_bytes())?;
+    decrypt_payload(key, &mut payload).map(|text| payload[text].to_vec())
 }
 
-fn decode_payload(content: &str) -> Result<Vec<u8>, EnvelopeError> {
-    BASE64.decode(content.as_bytes()).map_err(|error| EnvelopeError::Decrypt(error.to_string()))
+/// Encrypts a text as a NIP-44 v2 content, under a nonce that must never come twice with this key.
+///
+/// # Errors
+/// When the text is empty or longer than [`PLAINTEXT_MAX`].
+pub fn encrypt(key: &ConversationKey, nonce: &[u8; 32], plaintext: &[u8]) -> Result<String, EnvelopeError> {
+    let mut draft = Draft::new(nonce, plaintext.len()).map_err(EnvelopeError::Encrypt)?;
+    draft.bytes.extend_from_slice(plaintext);
+    Ok(BASE64.encode_to_string(draft.seal(key)))
 }
 
-fn decrypt_payload(key: &ConversationKey, payload: &[u8]) -> Result<Vec<u8>, EnvelopeError> {
-    match payload.first() {
-        Some(2) => v2::decrypt_to_bytes(key, payload),
-        version => Err(nip44::Error::UnknownVersion(version.copied().unwrap_or(0))),
+fn decode_payload(content: &[u8]) -> Result<Vec<u8>, EnvelopeError> {
+    BASE64.decode_to_vec(content).map_err(|_| EnvelopeError::Decrypt("not base64".to_owned()))
+}
+
+/// Decrypts a payload where it lies; says where its text is.
+fn decrypt_payload(key: &ConversationKey, payload: &mut [u8]) -> Result<Range<usize>, EnvelopeError> {
+    nip44::open(key, payload).map_err(|error| EnvelopeError::Decrypt(error.to_string()))
+}
+
+/// Whether a content is NIP-04's: its base64 ends with `?iv=` and the 24 characters of the vector.
+fn is_nip04(content: &[u8]) -> bool {
+    const IV: &[u8] = b"?iv=";
+    let tail = &content[content.len().saturating_sub(IV.len() + 24)..];
+    tail.windows(IV.len()).any(|window| window == IV)
+}
+
+/// SHA-256 in pieces.
+struct Sha256(digest::Context);
+
+impl Sha256 {
+    fn new() -> Self {
+        Self(digest::Context::new(&digest::SHA256))
     }
-    .map_err(|error| EnvelopeError::Decrypt(error.to_string()))
+
+    fn update(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    fn finish(self) -> [u8; 32] {
+        let mut hash = [0; 32];
+        hash.copy_from_slice(self.0.finish().as_ref());
+        hash
+    }
 }
 
 /// Which of the two keys made a content: the top bit of NIP-44's nonce, set by the larger key. The other 255 bits stay
@@ -209,35 +259,12 @@ impl Mark {
     fn of(payload: &[u8]) -> Option<Self> {
         payload.get(1).map(|byte| Self(byte & 0x80 != 0))
     }
-}
 
-/// The system's random numbers, with the mark on the nonce, which is the only thing that NIP-44 draws.
-struct MarkedRng(Mark);
-
-impl RngCore for MarkedRng {
-    fn next_u32(&mut self) -> u32 {
-        OsRng.next_u32()
+    /// A fresh nonce from the system's random numbers, with the mark on it.
+    fn nonce(self) -> [u8; 32] {
+        let mut nonce = [0; 32];
+        OsRng.fill_bytes(&mut nonce);
+        nonce[0] = nonce[0] & 0x7f | u8::from(self.0) << 7;
+        nonce
     }
-
-    fn next_u64(&mut self) -> u64 {
-        OsRng.next_u64()
-    }
-
-    fn fill_bytes(&mut self, nonce: &mut [u8]) {
-        OsRng.fill_bytes(nonce);
-        if let Some(first) = nonce.first_mut() {
-            *first = *first & 0x7f | u8::from(self.0.0) << 7;
-        }
-    }
-
-    fn try_fill_bytes(&mut self, nonce: &mut [u8]) -> Result<(), rand::Error> {
-        self.fill_bytes(nonce);
-        Ok(())
-    }
-}
-
-fn encode_hex<'a>(bytes: &[u8], buffer: &'a mut [u8; 128]) -> &'a [u8] {
-    let hex = &mut buffer[..bytes.len() * 2];
-    HEXLOWER.encode_mut(bytes, hex);
-    hex
 }

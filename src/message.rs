@@ -1,12 +1,16 @@
 //! The messages of NIP-74 and their codec, the only one in the program: JSON text to [`Message`] and back, one
 //! message or a batch (a JSON array), with the optional members of `docs/protocol.md` section 3.
 //!
+//! Between peers that both said `raw`, data travels beside the JSON instead of in base64 within it, which is a quarter
+//! less to encrypt, hash and pass on: a zero byte, the length of the JSON (16 bits, big endian), the JSON, and then the
+//! bytes of each of its messages with a `len`, in order.
+//!
 //! Encryption and events are in [`crate::envelope`]; what the members mean over time is in [`crate::stream`].
 
 use std::borrow::Cow;
 
+use base64_simd::STANDARD as BASE64;
 use bytes::Bytes;
-use data_encoding::BASE64;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use uuid::Uuid;
@@ -81,6 +85,8 @@ pub struct Message {
     pub kind: Type,
     /// Bytes of the stream.
     pub data: Bytes,
+    /// Whether `data` travels beside the JSON: only to a peer that takes it (`raw`).
+    pub beside: bool,
     /// Host and port to connect to, in a `CONNECT`.
     pub destination: Option<String>,
     /// The port to connect to, where `destination` names a host without one: what the deployed exit takes.
@@ -89,6 +95,8 @@ pub struct Message {
     pub entry_public_address: Option<String>,
     /// Version of reliable streams offered or accepted.
     pub nws: Option<u32>,
+    /// The sender takes data beside the JSON.
+    pub raw: bool,
     /// Offset of the first byte of `data` in its direction.
     pub off: Option<u64>,
     /// Nothing follows the last byte of `data`; takes one offset of its own.
@@ -119,6 +127,9 @@ pub enum MessageError {
     /// More than [`BATCH_MESSAGES`] messages in one event.
     #[error("a batch of {0} messages; at most {BATCH_MESSAGES} are taken")]
     BatchTooLong(usize),
+    /// Data beside the JSON that is cut short, too long, or said twice.
+    #[error("the data beside the JSON is not what its messages say")]
+    BadData,
     /// A `sack` range that is empty or backwards.
     #[error("sack range [{0}, {1}) is empty or backwards")]
     BadRange(u64, u64),
@@ -132,6 +143,10 @@ struct Wire<'a> {
     kind: Cow<'a, str>,
     #[serde(borrow, default)]
     data: Option<Text<'a>>,
+    #[serde(default)]
+    len: Option<usize>,
+    #[serde(default)]
+    raw: Option<bool>,
     #[serde(default)]
     destination: Option<String>,
     #[serde(default)]
@@ -164,19 +179,26 @@ struct Wire<'a> {
 #[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
-impl TryFrom<Wire<'_>> for Message {
-    type Error = MessageError;
-
-    fn try_from(wire: Wire<'_>) -> Result<Self, MessageError> {
+impl Wire<'_> {
+    /// The message; its data may be the first of the bytes `beside` the JSON.
+    fn into_message(self, beside: &mut Bytes) -> Result<Message, MessageError> {
+        let wire = self;
+        let data = match (wire.len, wire.data) {
+            (Some(len), None) if len <= beside.len() => take_beside(beside, len),
+            (Some(_), _) => return Err(MessageError::BadData),
+            (None, text) => text.map_or_else(Bytes::new, |text| decode_data(text.0)),
+        };
         let mut sack = wire.sack.unwrap_or_default();
         sack.truncate(SACK_RANGES);
         if let Some(&(from, to)) = sack.iter().find(|(from, to)| from >= to) {
             return Err(MessageError::BadRange(from, to));
         }
-        Ok(Self {
+        Ok(Message {
             key: wire.key,
             kind: wire.kind.into(),
-            data: wire.data.map_or_else(Bytes::new, |text| decode_data(text.0)),
+            data,
+            beside: wire.len.is_some(),
+            raw: wire.raw.unwrap_or(false),
             destination: wire.destination.filter(|text| !text.is_empty()),
             port: wire.port,
             entry_public_address: wire.entry_public_address.filter(|text| !text.is_empty()),
@@ -194,9 +216,16 @@ impl TryFrom<Wire<'_>> for Message {
     }
 }
 
+/// The first `len` bytes, copied where they would hold a much larger event in memory.
+fn take_beside(beside: &mut Bytes, len: usize) -> Bytes {
+    let whole = beside.len();
+    let data = beside.split_to(len);
+    if len >= whole / 2 { data } else { Bytes::copy_from_slice(&data) }
+}
+
 /// The bytes of a `data` member: base64, or, as in the specification's own example, plain text.
 fn decode_data(text: Cow<'_, str>) -> Bytes {
-    match BASE64.decode(text.as_bytes()) {
+    match BASE64.decode_to_vec(text.as_bytes()) {
         Ok(bytes) => bytes.into(),
         Err(_) => text.into_owned().into_bytes().into(),
     }
@@ -207,42 +236,78 @@ fn decode_data(text: Cow<'_, str>) -> Bytes {
 /// # Errors
 /// When the text is not JSON of the right form; a batch is taken whole or not at all.
 pub fn decode(plaintext: &[u8]) -> Result<Vec<Message>, MessageError> {
-    if plaintext.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
-        let batch: Vec<Wire<'_>> = serde_json::from_slice(plaintext)?;
+    decode_shared(&Bytes::copy_from_slice(plaintext))
+}
+
+/// As [`decode`]; data beside the JSON stays where it is.
+///
+/// # Errors
+/// As [`decode`].
+pub fn decode_shared(plaintext: &Bytes) -> Result<Vec<Message>, MessageError> {
+    let (json, mut beside) = match **plaintext {
+        [0, high, low, ..] => {
+            let end = BESIDE_HEAD + usize::from(u16::from_be_bytes([high, low]));
+            if end > plaintext.len() {
+                return Err(MessageError::BadData);
+            }
+            (&plaintext[BESIDE_HEAD..end], plaintext.slice(end..))
+        }
+        _ => (&**plaintext, Bytes::new()),
+    };
+    let messages = if json.iter().find(|byte| !byte.is_ascii_whitespace()) == Some(&b'[') {
+        let batch: Vec<Wire<'_>> = serde_json::from_slice(json)?;
         if batch.len() > BATCH_MESSAGES {
             return Err(MessageError::BatchTooLong(batch.len()));
         }
-        batch.into_iter().map(Message::try_from).collect()
+        batch.into_iter().map(|wire| wire.into_message(&mut beside)).collect::<Result<Vec<_>, _>>()?
     } else {
-        let wire: Wire<'_> = serde_json::from_slice(plaintext)?;
-        Ok(vec![wire.try_into()?])
-    }
+        let wire: Wire<'_> = serde_json::from_slice(json)?;
+        vec![wire.into_message(&mut beside)?]
+    };
+    if beside.is_empty() { Ok(messages) } else { Err(MessageError::BadData) }
 }
 
 /// Writes messages as the plaintext of one event: a single one bare, as every NIP-74 peer expects it, several as a
 /// batch.
 #[must_use]
-pub fn encode(messages: &[Message]) -> String {
-    let mut out = String::with_capacity(encoded_len(messages));
-    if let [single] = messages {
-        single.encode_to(&mut out);
-        return out;
-    }
-    out.push('[');
-    for (index, message) in messages.iter().enumerate() {
-        if index > 0 {
-            out.push(',');
-        }
-        message.encode_to(&mut out);
-    }
-    out.push(']');
+pub fn encode(messages: &[Message]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(encoded_len(messages));
+    encode_to(messages, &mut out);
     out
+}
+
+/// Appends what [`encode`] gives.
+pub(crate) fn encode_to(messages: &[Message], out: &mut Vec<u8>) {
+    let start = out.len();
+    let beside = messages.iter().any(Message::has_data_beside);
+    if beside {
+        out.extend_from_slice(&[0; BESIDE_HEAD]);
+    }
+    if let [single] = messages {
+        single.write(out);
+    } else {
+        out.push(b'[');
+        for (index, message) in messages.iter().enumerate() {
+            if index > 0 {
+                out.push(b',');
+            }
+            message.write(out);
+        }
+        out.push(b']');
+    }
+    if beside {
+        // The JSON of one event is shorter than an event, which is shorter than this says.
+        let len = u16::try_from(out.len() - start - BESIDE_HEAD).unwrap_or(u16::MAX);
+        out[start + 1..start + BESIDE_HEAD].copy_from_slice(&len.to_be_bytes());
+        messages.iter().filter(|message| message.beside).for_each(|message| out.extend_from_slice(&message.data));
+    }
 }
 
 /// The exact length in bytes of what [`encode`] writes.
 #[must_use]
 pub fn encoded_len(messages: &[Message]) -> usize {
-    let sum: usize = messages.iter().map(Message::encoded_len).sum();
+    let head = if messages.iter().any(Message::has_data_beside) { BESIDE_HEAD } else { 0 };
+    let sum: usize = head + messages.iter().map(Message::encoded_len).sum::<usize>();
     if messages.len() == 1 { sum } else { sum + 1 + messages.len().max(1) }
 }
 
@@ -252,8 +317,18 @@ pub const fn data_that_fits(room: usize) -> usize {
     room.saturating_sub(DATA_MEMBER) / 4 * 3
 }
 
+/// As [`data_that_fits`], for data beside the JSON.
+#[must_use]
+pub const fn data_beside_that_fits(room: usize) -> usize {
+    room.saturating_sub(LEN_MEMBER + BESIDE_HEAD)
+}
+
 /// Length of `,"data":""`.
 const DATA_MEMBER: usize = 10;
+/// Length of `,"len":` and five digits.
+const LEN_MEMBER: usize = 12;
+/// Length of what stands before JSON that has data beside it.
+pub const BESIDE_HEAD: usize = 3;
 
 impl Message {
     /// A message of this type for a stream, with no further members.
@@ -284,16 +359,16 @@ impl Message {
             || self.probe
     }
 
-    /// The length in bytes of this message as JSON.
+    /// The length in bytes of this message as JSON, and of its data where that goes beside it.
     #[must_use]
     pub fn encoded_len(&self) -> usize {
         let mut counter = Counter(0);
         self.write(&mut counter);
-        counter.0
+        counter.0 + if self.beside { self.data.len() } else { 0 }
     }
 
-    fn encode_to(&self, out: &mut String) {
-        self.write(out);
+    const fn has_data_beside(&self) -> bool {
+        self.beside && !self.data.is_empty()
     }
 
     /// Writes the members in the order in which the deployed program does, ours after them.
@@ -303,7 +378,9 @@ impl Message {
         out.text(self.key.hyphenated().encode_lower(&mut key));
         out.text("\",\"type\":");
         out.quoted(self.kind.as_str());
-        if !self.data.is_empty() {
+        if self.has_data_beside() {
+            number_member(out, ",\"len\":", Some(self.data.len() as u64));
+        } else if !self.data.is_empty() {
             out.text(",\"data\":\"");
             out.base64(&self.data);
             out.text("\"");
@@ -312,6 +389,9 @@ impl Message {
         string_member(out, ",\"entryPublicAddress\":", self.entry_public_address.as_deref());
         number_member(out, ",\"port\":", self.port.map(u64::from));
         number_member(out, ",\"nws\":", self.nws.map(u64::from));
+        if self.raw {
+            out.text(",\"raw\":true");
+        }
         number_member(out, ",\"off\":", self.off);
         if self.fin {
             out.text(",\"fin\":true");
@@ -374,14 +454,14 @@ trait Sink {
     }
 }
 
-impl Sink for String {
+impl Sink for Vec<u8> {
     fn text(&mut self, text: &str) {
-        self.push_str(text);
+        self.extend_from_slice(text.as_bytes());
     }
 
     fn number(&mut self, value: u64) {
-        use std::fmt::Write as _;
-        // Writing to a String cannot fail.
+        use std::io::Write as _;
+        // Writing to memory cannot fail.
         let _ = write!(self, "{value}");
     }
 
@@ -402,6 +482,6 @@ impl Sink for Counter {
     }
 
     fn base64(&mut self, data: &[u8]) {
-        self.0 += BASE64.encode_len(data.len());
+        self.0 += BASE64.encoded_length(data.len());
     }
 }

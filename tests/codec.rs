@@ -5,12 +5,18 @@
 
 use bytes::Bytes;
 use nws::message::{
-    BATCH_MESSAGES, Message, MessageError, SACK_RANGES, Type, data_that_fits, decode, encode, encoded_len,
+    BATCH_MESSAGES, Message, MessageError, SACK_RANGES, Type, data_beside_that_fits, data_that_fits, decode,
+    encoded_len,
 };
 use proptest::collection::vec;
 use proptest::option;
 use proptest::prelude::*;
 use uuid::Uuid;
+
+/// The plaintext of messages whose data is within the JSON, which makes it text.
+fn encode(messages: &[Message]) -> String {
+    String::from_utf8(nws::message::encode(messages)).unwrap()
+}
 
 const KEY: &str = "3b1f09a8-2b10-4daa-880c-2a392e781f09";
 
@@ -64,11 +70,14 @@ prop_compose! {
         (key, kind, data) in (any::<u128>(), kind(), vec(any::<u8>(), 0..200)),
         (destination, entry_public_address, code, reason) in (some_text(), some_text(), some_text(), some_text()),
         (port, nws, off, ack, max) in (option::of(any::<u16>()), option::of(any::<u32>()), option::of(number()), option::of(number()), option::of(number())),
-        (fin, probe, sack, auth) in (any::<bool>(), any::<bool>(), sack(), auth()),
+        (fin, probe, beside, raw) in (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()),
+        (sack, auth) in (sack(), auth()),
     ) -> Message {
+        // Without data there is nothing to travel beside.
+        let beside = beside && !data.is_empty();
         Message {
             key: Uuid::from_u128(key), kind, data: data.into(), destination, port, entry_public_address,
-            nws, off, fin, ack, sack, max, probe, code, reason, auth,
+            nws, off, fin, ack, sack, max, probe, code, reason, auth, beside, raw,
         }
     }
 }
@@ -85,9 +94,9 @@ proptest! {
 
     #[test]
     fn what_is_encoded_decodes_to_itself_and_has_the_computed_length(messages in vec(message(), 0..6)) {
-        let text = encode(&messages);
-        prop_assert_eq!(text.len(), encoded_len(&messages));
-        prop_assert_eq!(decode(text.as_bytes()).unwrap(), messages);
+        let plaintext = nws::message::encode(&messages);
+        prop_assert_eq!(plaintext.len(), encoded_len(&messages));
+        prop_assert_eq!(decode(&plaintext).unwrap(), messages);
     }
 
     #[test]
@@ -98,6 +107,7 @@ proptest! {
     ) {
         // The text of `auth` is kept as it came, and the map of this test would sort it.
         message.auth = None;
+        message.beside = false;
         let mut members = members(&message);
         members.push((unknown, serde_json::json!({"nested": [[{}], null, "x"]})));
         fastrand::Rng::with_seed(seed).shuffle(&mut members);
@@ -107,7 +117,7 @@ proptest! {
 
     #[test]
     fn any_data_of_the_length_that_fits_fits_and_one_byte_more_does_not(mut message in message(), room in 0_usize..5000) {
-        message.data = Bytes::new();
+        (message.data, message.beside) = (Bytes::new(), false);
         let bare = message.encoded_len();
         let size = data_that_fits(room);
         message.data = vec![7; size].into();
@@ -117,13 +127,21 @@ proptest! {
     }
 
     #[test]
+    fn data_of_the_length_that_fits_beside_the_json_fits(mut message in message(), room in 30_usize..70_000) {
+        (message.data, message.beside) = (Bytes::new(), true);
+        let bare = message.encoded_len();
+        message.data = vec![7; data_beside_that_fits(room).min(65_000)].into();
+        prop_assert!(encoded_len(&[message]) <= bare + room);
+    }
+
+    #[test]
     fn foreign_bytes_never_panic(bytes in vec(any::<u8>(), 0..400)) {
         let _ = decode(&bytes);
     }
 
     #[test]
     fn a_damaged_message_never_panics(message in message(), at in any::<prop::sample::Index>(), byte in any::<u8>()) {
-        let mut bytes = encode(&[message.clone(), message]).into_bytes();
+        let mut bytes = nws::message::encode(&[message.clone(), message]);
         let at = at.index(bytes.len());
         bytes[at] = byte;
         let _ = decode(&bytes);
@@ -155,6 +173,8 @@ fn every_member_stands_where_the_protocol_says() {
         key: KEY.parse().unwrap(),
         kind: Type::Connect,
         data: Bytes::from_static(b"hi"),
+        beside: false,
+        raw: true,
         destination: Some("a:1".into()),
         port: Some(1),
         entry_public_address: Some("b:2".into()),
@@ -171,7 +191,7 @@ fn every_member_stands_where_the_protocol_says() {
     };
     let expected = concat!(
         r#"{"key":"3b1f09a8-2b10-4daa-880c-2a392e781f09","type":"CONNECT","data":"aGk=","destination":"a:1","#,
-        r#""entryPublicAddress":"b:2","port":1,"nws":1,"off":0,"fin":true,"ack":3,"sack":[[7,9],[4,5]],"#,
+        r#""entryPublicAddress":"b:2","port":1,"nws":1,"raw":true,"off":0,"fin":true,"ack":3,"sack":[[7,9],[4,5]],"#,
         r#""max":18446744073709551615,"probe":true,"code":"c","reason":"\"r\"","auth":{"id":1}}"#,
     );
     assert_eq!(encode(std::slice::from_ref(&message)), expected);
@@ -339,4 +359,30 @@ fn any_member_of_the_extension_shows_that_a_peer_speaks_streams() {
     for members in ["", r#","data":"QQ==","destination":"a:1","entryPublicAddress":"b:2""#, r#","fin":false"#] {
         assert!(!with(members).speaks_streams(), "{members}");
     }
+}
+
+#[test]
+fn data_beside_the_json_must_be_all_that_its_messages_say_and_no_more() {
+    let message = |data: &'static [u8]| Message {
+        beside: true,
+        off: Some(0),
+        data: Bytes::from_static(data),
+        ..Message::new(Uuid::from_u128(1), Type::Data)
+    };
+    let messages = [message(b"\0\xff[{"), with(""), message(b"second")];
+    let good = nws::message::encode(&messages);
+    assert_eq!(decode(&good).unwrap(), messages);
+    assert!(good.ends_with(b"\0\xff[{second"));
+    for len in 0..good.len() {
+        assert!(decode(&good[..len]).is_err(), "cut at {len}");
+    }
+    assert!(matches!(decode(&[&good[..], b"x"].concat()), Err(MessageError::BadData)));
+    // Said without any, beyond what there is, and both ways at once.
+    let framed =
+        |json: &str, beside: &[u8]| [&[0, 0, u8::try_from(json.len()).unwrap()], json.as_bytes(), beside].concat();
+    let wrong = |members: &str| format!(r#"{{"key":"{KEY}","type":"DATA"{members}}}"#);
+    assert!(matches!(decode(wrong(r#","len":1"#).as_bytes()), Err(MessageError::BadData)));
+    assert!(matches!(decode(&framed(&wrong(r#","len":3"#), b"ab")), Err(MessageError::BadData)));
+    assert!(matches!(decode(&framed(&wrong(r#","len":1,"data":"YQ==""#), b"a")), Err(MessageError::BadData)));
+    assert_eq!(&*decode(&framed(&wrong(r#","len":1"#), b"a")).unwrap()[0].data, b"a");
 }

@@ -61,7 +61,7 @@ fn every_member_of_a_message_has_a_row() {
         auth: Some("{}".into()),
         ..Message::new(Uuid::nil(), nws::message::Type::Data)
     };
-    let json: serde_json::Value = serde_json::from_str(&nws::message::encode(&[message])).unwrap();
+    let json: serde_json::Value = serde_json::from_slice(&nws::message::encode(&[message])).unwrap();
     let members = json.as_object().unwrap();
     assert_eq!(members.len(), 15);
     for member in members.keys() {

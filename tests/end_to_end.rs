@@ -250,9 +250,12 @@ async fn a_relay_that_only_the_proxy_is_on_harms_nothing() {
 async fn two_relays_carry_a_download_and_one_of_them_may_die() {
     let service = backends::http().await;
     let (one, other) = (TestRelay::start(), TestRelay::start());
-    let shaper = Shaper::start(&one.url, 6).await;
-    shaper.change(|faults| faults.to_client.bytes_per_second = Some(3_000_000));
-    let urls = [shaper.url().clone(), other.url.clone()];
+    // Equally slow, so that neither can carry it all in the time of the other.
+    let (shaper, second) = (Shaper::start(&one.url, 6).await, Shaper::start(&other.url, 7).await);
+    for shaper in [&shaper, &second] {
+        shaper.change(|faults| faults.to_client.bytes_per_second = Some(3_000_000));
+    }
+    let urls = [shaper.url().clone(), second.url().clone()];
     let world = Setup::new(&urls, &[(80, service.addr)]).start().await;
     let download = async {
         soon("the download", world.download(80, 8_000_000)).await;

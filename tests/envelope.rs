@@ -10,10 +10,15 @@ use nws::envelope::{
     Conversation, EnvelopeError, EventLimits, IncomingEvent, PLAINTEXT_MAX, SealedEvent, content_len, frame_len,
     padded_len,
 };
-use nws::message::{Message, Type, encode};
+use nws::message::{Message, Type};
 use proptest::prelude::*;
 use serde_json::{Value, json};
 use uuid::Uuid;
+
+/// The plaintext of messages whose data is within the JSON, which makes it text.
+fn encode(messages: &[Message]) -> String {
+    String::from_utf8(nws::message::encode(messages)).unwrap()
+}
 
 const NOW: u64 = 1_795_338_708;
 

@@ -32,8 +32,8 @@ enum Peer {
 
 /// What travels.
 enum Parcel {
-    ToExit(String),
-    ToProxy(String),
+    ToExit(Vec<u8>),
+    ToProxy(Vec<u8>),
     Taken(PacketId),
 }
 
@@ -45,7 +45,7 @@ struct World {
     lag: Duration,
     wire: BTreeMap<(Instant, u64), Parcel>,
     serial: u64,
-    opening: HashMap<Uuid, String>,
+    opening: HashMap<Uuid, Vec<u8>>,
     /// What the exit's service answers once it has the whole request, and how long that is.
     answer: Vec<u8>,
     request_len: usize,
@@ -179,8 +179,8 @@ impl World {
     }
 
     /// An event reaches whoever listens under the exit's key.
-    fn reach_exit(&mut self, text: &str) {
-        let messages = decode(text.as_bytes()).unwrap();
+    fn reach_exit(&mut self, text: &[u8]) {
+        let messages = decode(text).unwrap();
         let kind = match &mut self.peer {
             Peer::Nobody => return,
             Peer::Streams(exit) => return exit.handle(self.now, RELAY, messages),
@@ -228,7 +228,7 @@ impl World {
             while let Some(entry) = self.wire.first_entry().filter(|entry| entry.key().0 <= self.now) {
                 match entry.remove() {
                     Parcel::ToExit(text) => self.reach_exit(&text),
-                    Parcel::ToProxy(text) => self.proxy.handle(self.now, RELAY, decode(text.as_bytes()).unwrap()),
+                    Parcel::ToProxy(text) => self.proxy.handle(self.now, RELAY, decode(&text).unwrap()),
                     Parcel::Taken(packet) => self.proxy.taken(self.now, RELAY, packet),
                 }
             }
@@ -467,7 +467,7 @@ fn a_slow_exit_of_ours_with_a_slow_service_is_never_sent_beyond_its_credit() {
         while let Some(entry) = world.wire.first_entry().filter(|e| e.key().0 <= world.now) {
             match entry.remove() {
                 Parcel::ToExit(text) => world.reach_exit(&text),
-                Parcel::ToProxy(text) => world.proxy.handle(world.now, RELAY, decode(text.as_bytes()).unwrap()),
+                Parcel::ToProxy(text) => world.proxy.handle(world.now, RELAY, decode(&text).unwrap()),
                 Parcel::Taken(p) => world.proxy.taken(world.now, RELAY, p),
             }
         }

@@ -64,7 +64,7 @@ struct World {
     ends: [End; 2],
     relays: BTreeMap<PathId, (Weather, bool)>,
     /// Events on their way, by arrival: to which end, on which relay, the plaintext.
-    wire: BTreeMap<(Instant, u64), (usize, PathId, String)>,
+    wire: BTreeMap<(Instant, u64), (usize, PathId, Vec<u8>)>,
     serial: u64,
     rng: fastrand::Rng,
 }
@@ -248,7 +248,7 @@ impl World {
             while let Some(entry) = self.wire.first_entry().filter(|entry| entry.key().0 <= self.now) {
                 let (index, path, plaintext) = entry.remove();
                 if self.relays[&path].1 {
-                    let messages = decode(plaintext.as_bytes()).unwrap();
+                    let messages = decode(&plaintext).unwrap();
                     self.ends[index].session.handle(self.now, path, messages);
                 }
             }
@@ -306,6 +306,8 @@ fn a_request_known_at_the_start_travels_with_the_opening_and_the_answer_comes_a_
     let key = world.open(b"ping".to_vec());
     assert!(world.run(Duration::from_secs(5), |world| world.ended(key)));
     assert_eq!(world.now - start, Duration::from_millis(100));
+    // The acknowledgement of the answer waits for company that does not come.
+    world.run(Duration::from_secs(1), |_| false);
     let sent = world.ends[PROXY].sent_events;
     assert_eq!(sent, 2, "one event for the opening, the request and its end, one to acknowledge the answer");
 }
@@ -502,7 +504,7 @@ fn a_relay_that_finds_events_too_long_is_sent_shorter_ones() {
             if plaintext.len() > limit {
                 world.ends[EXIT].session.refused(world.now, 0, Some(transmit.packet), Refusal::TooLarge);
             } else {
-                world.ends[PROXY].session.handle(world.now, 0, decode(plaintext.as_bytes()).unwrap());
+                world.ends[PROXY].session.handle(world.now, 0, decode(&plaintext).unwrap());
             }
         }
         world.run(Duration::from_millis(10), |_| false);

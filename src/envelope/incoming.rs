@@ -3,16 +3,18 @@
 
 use std::borrow::Cow;
 use std::io;
-use std::sync::Arc;
 
+use bytes::Bytes;
 use data_encoding::HEXLOWER;
-use nostr::hashes::{Hash, HashEngine, sha256};
 use nostr::secp256k1::Message as Digest;
 use nostr::secp256k1::schnorr::Signature;
 use nostr::{PublicKey, SECP256K1};
 use serde::Deserialize;
 
-use super::EnvelopeError;
+use super::{EnvelopeError, Sha256};
+
+/// A content shorter than this is copied: it would otherwise hold the whole buffer of the connection it came on.
+const COPY_BELOW: usize = 16 * 1024;
 
 /// An event as a relay delivered it, not yet verified.
 #[derive(Debug, Clone)]
@@ -26,13 +28,13 @@ pub struct IncomingEvent {
     /// Its kind.
     pub kind: u16,
     tags: Vec<Vec<String>>,
-    content: Arc<str>,
+    content: Bytes,
     signature: String,
 }
 
-/// The members as they stand in the JSON, borrowed from it: a content without escapes is copied once, into its `Arc`.
+/// The members as they stand in the JSON, borrowed from it.
 #[derive(Deserialize)]
-struct WireEvent<'a> {
+pub(crate) struct WireEvent<'a> {
     #[serde(borrow)]
     id: Cow<'a, str>,
     #[serde(borrow)]
@@ -52,16 +54,27 @@ impl IncomingEvent {
     /// # Errors
     /// When it is not JSON of an event, or its id or key is not hexadecimal of the right length.
     pub fn parse(json: &str) -> Result<Self, EnvelopeError> {
-        let wire: WireEvent<'_> = serde_json::from_str(json)?;
+        Self::from_wire(serde_json::from_str(json)?, &Bytes::new())
+    }
+
+    /// Takes an event out of the frame that it was read from. A long content without escapes stays in the frame.
+    pub(crate) fn from_wire(wire: WireEvent<'_>, frame: &Bytes) -> Result<Self, EnvelopeError> {
         let id = HEXLOWER.decode(wire.id.as_bytes()).ok().and_then(|id| id.try_into().ok());
         let author = HEXLOWER.decode(wire.pubkey.as_bytes()).ok().and_then(|key| key.try_into().ok());
+        let content = match wire.content {
+            Cow::Borrowed(text) if text.len() < COPY_BELOW || frame.is_empty() => {
+                Bytes::copy_from_slice(text.as_bytes())
+            }
+            Cow::Borrowed(text) => frame.slice_ref(text.as_bytes()),
+            Cow::Owned(text) => text.into(),
+        };
         Ok(Self {
             id: id.ok_or(EnvelopeError::Malformed("id"))?,
             author: PublicKey::from_byte_array(author.ok_or(EnvelopeError::Malformed("pubkey"))?),
             created_at: wire.created_at,
             kind: wire.kind,
             tags: wire.tags,
-            content: wire.content.into(),
+            content,
             signature: wire.sig.into_owned(),
         })
     }
@@ -69,6 +82,17 @@ impl IncomingEvent {
     /// The encrypted content.
     #[must_use]
     pub fn content(&self) -> &str {
+        // It was text when it was taken out of the JSON.
+        std::str::from_utf8(&self.content).unwrap_or_default()
+    }
+
+    /// Characters of the content.
+    #[must_use]
+    pub const fn content_len(&self) -> usize {
+        self.content.len()
+    }
+
+    pub(super) fn content_bytes(&self) -> &[u8] {
         &self.content
     }
 
@@ -93,11 +117,11 @@ impl IncomingEvent {
     /// # Errors
     /// When either is not.
     pub fn verify(&self) -> Result<(), EnvelopeError> {
-        let mut hasher = Hasher(sha256::Hash::engine());
+        let mut hasher = Hasher(Sha256::new());
         let author = self.author.to_hex();
         // serde_json escapes what NIP-01 lists, and the other control characters as \u00XX, as every relay does.
-        serde_json::to_writer(&mut hasher, &(0, author, self.created_at, self.kind, &self.tags, &*self.content))?;
-        if sha256::Hash::from_engine(hasher.0).to_byte_array() != self.id {
+        serde_json::to_writer(&mut hasher, &(0, author, self.created_at, self.kind, &self.tags, self.content()))?;
+        if hasher.0.finish() != self.id {
             return Err(EnvelopeError::BadId);
         }
         let signature = HEXLOWER.decode(self.signature.as_bytes()).map_err(|_| EnvelopeError::Malformed("sig"))?;
@@ -110,11 +134,11 @@ impl IncomingEvent {
 }
 
 /// Lets the canonical JSON go into the hash without being written out first.
-struct Hasher(sha256::HashEngine);
+struct Hasher(Sha256);
 
 impl io::Write for Hasher {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.input(bytes);
+        self.0.update(bytes);
         Ok(bytes.len())
     }
 

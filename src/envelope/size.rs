@@ -8,7 +8,7 @@ pub const PLAINTEXT_MAX: usize = 65_408;
 
 /// Length of `["EVENT",{"id":"","pubkey":"","created_at":,"kind":28333,"tags":[["p",""]],"content":"","sig":""}]`
 /// with its hexadecimal and time members filled in.
-pub(super) const FRAME_OVERHEAD: usize = 98 + 64 + 64 + 10 + 64 + 128;
+const FRAME_OVERHEAD: usize = 98 + 64 + 64 + 10 + 64 + 128;
 
 /// Version, nonce, length prefix and MAC that NIP-44 puts around the padded plaintext.
 const NIP44_OVERHEAD: usize = 1 + 32 + 2 + 32;

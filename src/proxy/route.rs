@@ -96,7 +96,11 @@ async fn begin<S>(mut stream: S, early: &[u8]) -> Result<BoxedIo, Error>
 where
     S: super::connect::Io + AsyncWrite,
 {
-    stream.write_all(early).await.map_err(|error| Error::from_io(&error, "sending the first bytes"))?;
+    let send = async {
+        stream.write_all(early).await?;
+        stream.flush().await
+    };
+    send.await.map_err(|error| Error::from_io(&error, "sending the first bytes"))?;
     Ok(Box::new(stream))
 }
 

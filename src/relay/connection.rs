@@ -235,7 +235,7 @@ async fn read(talk: &Talk<'_>, mut stream: impl StreamExt<Item = Result<Frame, W
         heard = Instant::now();
         pinged = false;
         match frame {
-            Some(Ok(Frame::Text(text))) => on_frame(talk, &text).await,
+            Some(Ok(Frame::Text(text))) => on_frame(talk, text).await,
             Some(Ok(Frame::Close(reason))) => {
                 let reason = reason.map(|reason| reason.reason.to_string()).unwrap_or_default();
                 return format!("it closed the connection {reason}").trim_end().to_owned();
@@ -247,9 +247,10 @@ async fn read(talk: &Talk<'_>, mut stream: impl StreamExt<Item = Result<Frame, W
     }
 }
 
-async fn on_frame(talk: &Talk<'_>, text: &str) {
+async fn on_frame(talk: &Talk<'_>, text: Utf8Bytes) {
     let shared = talk.shared;
-    match RelayFrame::parse(text) {
+    let bytes = bytes::Bytes::from(text.clone());
+    match RelayFrame::parse(&text, &bytes) {
         Ok(RelayFrame::Event { subscription, event }) => {
             let number = subscription.parse().unwrap_or(u64::MAX);
             let arrivals = {

@@ -2,11 +2,14 @@
 //! kept events beside it.
 
 use std::borrow::Cow;
+use std::fmt;
 
+use bytes::Bytes;
 use nostr::{Event, EventBuilder, Filter, Keys, RelayUrl, Timestamp};
-use serde_json::value::RawValue;
+use serde::de::{Error as _, IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer};
 
-use crate::envelope::{EnvelopeError, IncomingEvent, KIND_MESSAGE};
+use crate::envelope::{EnvelopeError, IncomingEvent, KIND_MESSAGE, WireEvent};
 use crate::stream::Refusal;
 
 /// What a relay says.
@@ -27,31 +30,68 @@ pub(super) enum RelayFrame<'a> {
 }
 
 impl<'a> RelayFrame<'a> {
-    /// Reads a frame.
-    pub(super) fn parse(text: &'a str) -> Result<Self, EnvelopeError> {
-        let parts: Vec<&'a RawValue> = serde_json::from_str(text)?;
-        let part = |index: usize| parts.get(index).map_or("null", |raw| raw.get());
-        let string = |index: usize| -> Result<Cow<'a, str>, serde_json::Error> {
-            let Text(text) = serde_json::from_str(part(index))?;
-            Ok(text)
-        };
-        Ok(match part(0) {
-            "\"EVENT\"" => Self::Event { subscription: string(1)?, event: IncomingEvent::parse(part(2))? },
-            "\"OK\"" => Self::Ok {
-                id: string(1)?,
-                taken: serde_json::from_str(part(2))?,
-                reason: string(3).unwrap_or_default(),
-            },
-            "\"CLOSED\"" => Self::Closed { subscription: string(1)?, reason: string(2).unwrap_or_default() },
-            "\"NOTICE\"" => Self::Notice(string(1)?),
-            "\"AUTH\"" => Self::Auth(string(1)?),
-            _ => Self::Other,
+    /// Reads a frame, in one pass. The content of an event stays in `bytes`, the same text.
+    pub(super) fn parse(text: &'a str, bytes: &Bytes) -> Result<Self, EnvelopeError> {
+        Ok(match serde_json::from_str(text)? {
+            Wire::Event(subscription, event) => {
+                Self::Event { subscription, event: IncomingEvent::from_wire(event, bytes)? }
+            }
+            Wire::Other(frame) => frame,
         })
     }
 }
 
+/// A frame as it stands in the JSON, its event not yet taken out.
+enum Wire<'a> {
+    Event(Cow<'a, str>, WireEvent<'a>),
+    Other(RelayFrame<'a>),
+}
+
+impl<'de> Deserialize<'de> for Wire<'de> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(Parts)
+    }
+}
+
+/// Reads the parts of a frame as its verb, the first of them, asks for.
+struct Parts;
+
+impl<'de> Visitor<'de> for Parts {
+    type Value = Wire<'de>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a frame of a relay")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut parts: A) -> Result<Wire<'de>, A::Error> {
+        fn next<'de, T: Deserialize<'de>, A: SeqAccess<'de>>(parts: &mut A) -> Result<T, A::Error> {
+            parts.next_element()?.ok_or_else(|| A::Error::custom("the frame is cut short"))
+        }
+        let verb = parts.next_element::<Text<'de>>()?.map_or(Cow::Borrowed(""), |Text(verb)| verb);
+        let mut text = || next(&mut parts).map(|Text(text)| text);
+        let frame = match &*verb {
+            "EVENT" => Wire::Event(text()?, next(&mut parts)?),
+            "OK" => {
+                let (id, taken) = (text()?, next(&mut parts)?);
+                let reason = parts.next_element::<Text<'de>>()?.map(|Text(reason)| reason).unwrap_or_default();
+                Wire::Other(RelayFrame::Ok { id, taken, reason })
+            }
+            "CLOSED" => {
+                let subscription = text()?;
+                let reason = parts.next_element::<Text<'de>>()?.map(|Text(reason)| reason).unwrap_or_default();
+                Wire::Other(RelayFrame::Closed { subscription, reason })
+            }
+            "NOTICE" => Wire::Other(RelayFrame::Notice(text()?)),
+            "AUTH" => Wire::Other(RelayFrame::Auth(text()?)),
+            _ => Wire::Other(RelayFrame::Other),
+        };
+        while parts.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(frame)
+    }
+}
+
 /// A string borrowed where it has no escapes.
-#[derive(serde::Deserialize)]
+#[derive(Deserialize)]
 struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// Which events a subscription wants.
@@ -152,19 +192,25 @@ mod tests {
 
     #[test]
     fn frames_of_relays_are_read_and_strange_ones_are_let_pass() {
-        assert!(matches!(RelayFrame::parse(r#"["EOSE","s"]"#), Ok(RelayFrame::Other)));
-        assert!(matches!(RelayFrame::parse(r#"["NEW-IN-2030",{"x":[1]},2]"#), Ok(RelayFrame::Other)));
-        assert!(matches!(RelayFrame::parse(r#"[]"#), Ok(RelayFrame::Other)));
-        match RelayFrame::parse(r#"["OK","ab",false,"blocked: \"no\""]"#) {
+        assert!(matches!(RelayFrame::parse(r#"["EOSE","s"]"#, &Bytes::new()), Ok(RelayFrame::Other)));
+        assert!(matches!(RelayFrame::parse(r#"["NEW-IN-2030",{"x":[1]},2]"#, &Bytes::new()), Ok(RelayFrame::Other)));
+        assert!(matches!(RelayFrame::parse(r#"[]"#, &Bytes::new()), Ok(RelayFrame::Other)));
+        match RelayFrame::parse(r#"["OK","ab",false,"blocked: \"no\""]"#, &Bytes::new()) {
             Ok(RelayFrame::Ok { id, taken: false, reason }) => {
                 assert_eq!((&*id, &*reason), ("ab", "blocked: \"no\""));
             }
             other => panic!("{other:?}"),
         }
-        assert!(matches!(RelayFrame::parse(r#"["OK","ab",true]"#), Ok(RelayFrame::Ok { taken: true, .. })));
+        assert!(matches!(
+            RelayFrame::parse(r#"["OK","ab",true]"#, &Bytes::new()),
+            Ok(RelayFrame::Ok { taken: true, .. })
+        ));
         for garbage in ["", "{}", "[1", r#"["EVENT","s"]"#, r#"["EVENT","s",{"id":1}]"#, r#"["OK",1,2]"#] {
             assert!(
-                !matches!(RelayFrame::parse(garbage), Ok(RelayFrame::Event { .. } | RelayFrame::Ok { .. })),
+                !matches!(
+                    RelayFrame::parse(garbage, &Bytes::new()),
+                    Ok(RelayFrame::Event { .. } | RelayFrame::Ok { .. })
+                ),
                 "{garbage}"
             );
         }

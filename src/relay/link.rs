@@ -72,6 +72,7 @@ pub(super) struct Attached {
 }
 
 /// An event on its way to the socket.
+#[derive(Debug)]
 pub(super) struct Outgoing {
     pub(super) event: SealedEvent,
     pub(super) owner: u64,
@@ -245,10 +246,19 @@ impl Attachment {
         self.link.shared.outgoing.capacity() > 0
     }
 
-    /// Queues an event; with `wants_ok`, [`Notice::Taken`] tells when the relay says that it took it. False when the queue is full: then nothing was taken, and [`Notice::Room`] will follow.
+    /// Takes a place in the queue for an event that is still to be made. `None` when the queue is full: then
+    /// [`Notice::Room`] will follow.
+    #[must_use]
+    pub fn reserve(&self) -> Option<Slot> {
+        let permit = self.has_room().then(|| self.link.shared.outgoing.clone().try_reserve_owned().ok()).flatten()?;
+        Some(Slot { permit, owner: self.number })
+    }
+
+    /// Queues an event; with `wants_ok`, [`Notice::Taken`] tells when the relay says that it took it. False
+    /// when the queue is full: then nothing was taken, and [`Notice::Room`] will follow.
     #[must_use]
     pub fn try_publish(&self, event: SealedEvent, wants_ok: bool) -> bool {
-        self.has_room() && self.link.shared.outgoing.try_send(Outgoing { event, owner: self.number, wants_ok }).is_ok()
+        self.reserve().map(|slot| slot.publish(event, wants_ok)).is_some()
     }
 
     /// Waits until what was published has left for the relay, at most for `limit`.
@@ -264,6 +274,20 @@ impl Attachment {
     #[must_use]
     pub const fn link(&self) -> &Arc<Link> {
         &self.link
+    }
+}
+
+/// A place in the queue of a link.
+#[derive(Debug)]
+pub struct Slot {
+    permit: mpsc::OwnedPermit<Outgoing>,
+    owner: u64,
+}
+
+impl Slot {
+    /// Queues the event; see [`Attachment::try_publish`].
+    pub fn publish(self, event: SealedEvent, wants_ok: bool) {
+        self.permit.send(Outgoing { event, owner: self.owner, wants_ok });
     }
 }
 

@@ -12,5 +12,5 @@ mod transport;
 
 pub use backoff::Backoff;
 pub use frame::Wanted;
-pub use link::{Arrival, Attachment, Link, Notice, Subscription};
+pub use link::{Arrival, Attachment, Link, Notice, Slot, Subscription};
 pub use links::Links;

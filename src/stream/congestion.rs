@@ -1,5 +1,14 @@
-//! Congestion window of one path, in bytes of events: NewReno as RFC 9002 section 7 has it for QUIC, with the slow
-//! start of RFC 9406 (HyStart++), which ends when the relay's queue begins to delay, not only when it drops.
+//! Congestion window of one path, in bytes of events.
+//!
+//! * The start is HyStart++ (RFC 9406): doubling each round until the relay's queue begins to delay.
+//! * Then FAST TCP (Wei, Jin, Low, Hegde: "FAST TCP: Motivation, Architecture, Algorithms, Performance", IEEE/ACM
+//!   Transactions on Networking 14(6), 2006, equation 3): once a round trip the window goes halfway to where the relay's
+//!   queue holds [`QUEUE_TARGET`] of what passes. It thus follows a change of capacity in a few round trips at any
+//!   distance, and fills no relay's queue.
+//! * A loss halves it (NewReno, RFC 9002 section 7.3.2).
+//! * The round trip of the empty path is only taken from events that met few of ours under way, and where there were
+//!   none for long, the path is emptied for a moment, as BBR does (`ProbeRTT`). The smallest round trip of all would not
+//!   do: a relay that passes events on in batches, 100 ms apart, sometimes looks near and never is.
 //!
 //! It never waits for a relay's `OK`: only the peer's acknowledgements count, since some relays send none.
 
@@ -7,10 +16,17 @@ use std::time::{Duration, Instant};
 
 /// Window to start with: ten events of the size that every relay takes (as RFC 6928 has ten segments).
 const INITIAL_EVENTS: u64 = 10;
-/// A window never shrinks below this many events, so that loss can still be noticed by later arrivals.
-const MIN_EVENTS: u64 = 4;
+/// A window never shrinks below this many events (RFC 9002 section 7.2).
+const MIN_EVENTS: u64 = 2;
 /// Size of an event that the window is counted in.
 const EVENT: u64 = 64 * 1024;
+/// Delay in the relay's queue that is aimed at: enough to bridge the receiver's delay in acknowledging and the machines'
+/// own scheduling, short enough for others to pass.
+const QUEUE_TARGET: Duration = Duration::from_millis(25);
+/// An event tells the round trip of the empty path when it left with fewer than this many before it.
+pub(super) const QUIET_EVENTS: usize = 4;
+/// How long such a round trip counts; then the path is emptied to measure it anew.
+const QUIET_WINDOW: Duration = Duration::from_secs(10);
 
 /// RFC 9406 section 4.2: samples of a round before its round trip is judged.
 const HYSTART_SAMPLES: u32 = 8;
@@ -27,15 +43,34 @@ const HYSTART_DELAY: (Duration, Duration) = (Duration::from_millis(24), Duration
 pub(super) struct Congestion {
     window: u64,
     window_max: u64,
-    threshold: u64,
+    slow_start: bool,
     /// Losses of what was sent before this instant belong to a reaction already made.
     recovery: Option<Instant>,
-    /// The window and threshold before that reaction, to be put back when the loss turns out to be none.
-    undo: Option<(u64, u64)>,
+    /// The window before that reaction, and whether it was slow start's, to be put back when the loss turns out to be
+    /// none.
+    undo: Option<(u64, bool)>,
     round: Round,
     last_round_rtt: Option<Duration>,
     /// Conservative slow start: rounds left and the round trip that it began with.
     conservative: Option<(u32, Duration)>,
+    quiet: Quiet,
+}
+
+/// An event that has arrived.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Arrived {
+    /// Its length.
+    pub(super) bytes: u64,
+    /// Its number on the path.
+    pub(super) packet: u64,
+    /// When it left.
+    pub(super) sent: Instant,
+    /// Its round trip, if it went out only once.
+    pub(super) rtt: Option<Duration>,
+    /// Whether the window was full when it left: another says nothing about the relay.
+    pub(super) full: bool,
+    /// Whether fewer than [`QUIET_EVENTS`] were under way when it left.
+    pub(super) quiet: bool,
 }
 
 #[derive(Debug, Default)]
@@ -44,6 +79,41 @@ struct Round {
     ends_at: u64,
     rtt: Option<Duration>,
     samples: u32,
+    full: bool,
+}
+
+/// The round trip of the empty path.
+#[derive(Debug, Default)]
+struct Quiet {
+    /// Smallest values of this window and of the one before.
+    minima: [Option<Duration>; 2],
+    window_start: Option<Instant>,
+    /// When it was last seen.
+    seen: Option<Instant>,
+    /// Since when the path is being emptied for it.
+    probing: Option<Instant>,
+}
+
+impl Quiet {
+    fn sample(&mut self, now: Instant, sent: Instant, rtt: Duration) {
+        if self.window_start.is_none_or(|start| now.saturating_duration_since(start) > QUIET_WINDOW) {
+            self.window_start = Some(now);
+            self.minima = [None, self.minima[0]];
+        }
+        self.minima[0] = Some(self.minima[0].map_or(rtt, |min| min.min(rtt)));
+        self.seen = Some(now);
+        if self.probing.is_some_and(|since| sent >= since) {
+            self.probing = None;
+        }
+    }
+
+    fn min(&self) -> Option<Duration> {
+        self.minima.iter().flatten().min().copied()
+    }
+
+    fn is_stale(&self, now: Instant) -> bool {
+        self.seen.is_none_or(|seen| now.saturating_duration_since(seen) > QUIET_WINDOW)
+    }
 }
 
 impl Congestion {
@@ -51,50 +121,43 @@ impl Congestion {
         Self {
             window: (INITIAL_EVENTS * EVENT).min(window_max),
             window_max,
-            threshold: u64::MAX,
+            slow_start: true,
             recovery: None,
             undo: None,
             round: Round::default(),
             last_round_rtt: None,
             conservative: None,
+            quiet: Quiet::default(),
         }
     }
 
     /// Bytes that may be under way.
-    pub(super) const fn window(&self) -> u64 {
-        self.window
+    pub(super) fn window(&self) -> u64 {
+        if self.is_probing() { self.window.min(QUIET_EVENTS as u64 * EVENT / 2) } else { self.window }
     }
 
-    /// An event of `bytes`, sent as packet `packet` at `sent`, has arrived; `next_packet` is the next to be sent.
-    /// A window that was not full says nothing about the relay and does not grow.
-    pub(super) fn acknowledged(
-        &mut self,
-        bytes: u64,
-        packet: u64,
-        next_packet: u64,
-        sent: Instant,
-        rtt: Option<Duration>,
-        was_full: bool,
-    ) {
-        if let Some(rtt) = rtt {
+    /// Whether the path is being emptied to measure its round trip: what leaves now is to be acknowledged at once.
+    pub(super) const fn is_probing(&self) -> bool {
+        self.quiet.probing.is_some()
+    }
+
+    /// An event has arrived; `next_packet` is the next to be sent.
+    pub(super) fn acknowledged(&mut self, now: Instant, event: Arrived, next_packet: u64) {
+        if let Some(rtt) = event.rtt {
             self.round.rtt = Some(self.round.rtt.map_or(rtt, |min| min.min(rtt)));
             self.round.samples += 1;
+            if event.quiet {
+                self.quiet.sample(now, event.sent, rtt);
+            }
         }
-        if packet >= self.round.ends_at {
-            self.end_round(next_packet);
+        let counts = event.full && self.recovery.is_none_or(|start| event.sent > start);
+        self.round.full |= counts;
+        if event.packet >= self.round.ends_at {
+            self.end_round(now, next_packet);
         }
-        if !was_full || self.recovery.is_some_and(|start| sent <= start) {
-            return;
-        }
-        self.window += if self.window >= self.threshold {
-            EVENT * bytes / self.window.max(1)
-        } else if self.conservative.is_some() {
-            bytes / HYSTART_GROWTH
-        } else {
-            bytes
-        };
-        self.window = self.window.min(self.window_max);
-        if self.window < self.threshold {
+        if counts && self.slow_start {
+            let growth = if self.conservative.is_some() { event.bytes / HYSTART_GROWTH } else { event.bytes };
+            self.window = (self.window + growth).min(self.window_max);
             self.judge_delay();
         }
     }
@@ -113,15 +176,27 @@ impl Congestion {
         }
     }
 
-    fn end_round(&mut self, next_packet: u64) {
-        self.last_round_rtt = self.round.rtt.or(self.last_round_rtt);
-        self.round = Round { ends_at: next_packet, ..Round::default() };
-        if let Some((rounds, _)) = &mut self.conservative {
-            *rounds -= 1;
-            if *rounds == 0 {
-                self.conservative = None;
-                self.threshold = self.window;
+    fn end_round(&mut self, now: Instant, next_packet: u64) {
+        let round = std::mem::replace(&mut self.round, Round { ends_at: next_packet, ..Round::default() });
+        self.last_round_rtt = round.rtt.or(self.last_round_rtt);
+        if self.slow_start {
+            if let Some((rounds, _)) = &mut self.conservative {
+                *rounds -= 1;
+                if *rounds == 0 {
+                    self.conservative = None;
+                    self.slow_start = false;
+                }
             }
+        } else if round.full
+            && !self.is_probing()
+            && let (Some(rtt), Some(base)) = (round.rtt, self.quiet.min())
+        {
+            let aim = scale(self.window, base.min(rtt) + QUEUE_TARGET, rtt);
+            self.window =
+                (u64::midpoint(self.window, aim)).clamp(MIN_EVENTS * EVENT, 2 * self.window).min(self.window_max);
+        }
+        if round.full && self.quiet.is_stale(now) {
+            self.quiet.probing.get_or_insert(now);
         }
     }
 
@@ -130,21 +205,27 @@ impl Congestion {
         if self.recovery.is_some_and(|start| sent <= start) {
             return;
         }
-        self.undo = Some((self.window, self.threshold));
+        self.undo = Some((self.window, self.slow_start));
         self.recovery = Some(now);
         self.window = (self.window / 2).max(MIN_EVENTS * EVENT).min(self.window_max);
-        self.threshold = self.window;
+        self.slow_start = false;
         self.conservative = None;
     }
 
     /// The last loss was none: the event was only late.
     pub(super) fn undo(&mut self) {
-        if let Some((window, threshold)) = self.undo.take() {
+        if let Some((window, slow_start)) = self.undo.take() {
             self.window = self.window.max(window);
-            self.threshold = self.threshold.max(threshold);
+            self.slow_start |= slow_start;
             self.recovery = None;
         }
     }
+}
+
+/// `value * numerator / denominator`.
+fn scale(value: u64, numerator: Duration, denominator: Duration) -> u64 {
+    let scaled = u128::from(value) * numerator.as_micros() / denominator.as_micros().max(1);
+    u64::try_from(scaled).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]
@@ -153,52 +234,141 @@ mod tests {
 
     const MAX: u64 = 16 * 1024 * 1024;
 
-    fn deliver(
-        congestion: &mut Congestion,
-        packets: std::ops::Range<u64>,
+    /// A relay that passes `rate` events a second, `base` away, with an endless queue: rounds of full windows.
+    struct Relay {
+        congestion: Congestion,
         now: Instant,
-        rtt: Duration,
-        per_round: u64,
-    ) {
-        for packet in packets {
-            congestion.acknowledged(EVENT, packet, packet + per_round, now, Some(rtt), true);
+        packet: u64,
+        base: Duration,
+        rate: f64,
+    }
+
+    impl Relay {
+        fn new(base: Duration, rate: f64) -> Self {
+            Self { congestion: Congestion::new(MAX), now: Instant::now(), packet: 0, base, rate }
+        }
+
+        /// The round trip of a full window.
+        fn rtt(&self) -> Duration {
+            let events = (self.congestion.window() / EVENT).max(1);
+            self.base.max(Duration::from_secs_f64(events as f64 / self.rate))
+        }
+
+        fn rounds(&mut self, count: usize) {
+            for _ in 0..count {
+                let rtt = self.rtt();
+                let (sent, events) = (self.now, (self.congestion.window() / EVENT).max(1));
+                self.now += rtt;
+                let end = self.packet + events;
+                for index in 0..events {
+                    let quiet = index < QUIET_EVENTS as u64 && (self.packet == 0 || self.congestion.is_probing());
+                    let rtt = Some(if quiet { self.base } else { rtt });
+                    let event = Arrived { bytes: EVENT, packet: self.packet, sent, rtt, full: true, quiet };
+                    self.congestion.acknowledged(self.now, event, end);
+                    self.packet += 1;
+                }
+            }
+        }
+
+        fn queue(&self) -> Duration {
+            self.rtt() - self.base
         }
     }
 
     #[test]
     fn slow_start_doubles_each_round_until_the_relays_queue_delays() {
-        let now = Instant::now();
-        let mut congestion = Congestion::new(MAX);
-        let start = congestion.window();
-        deliver(&mut congestion, 0..10, now, Duration::from_millis(50), 10);
-        assert_eq!(congestion.window(), start * 2);
-        deliver(&mut congestion, 10..30, now, Duration::from_millis(50), 20);
-        deliver(&mut congestion, 30..70, now, Duration::from_millis(120), 40);
-        assert!(congestion.conservative.is_some(), "a doubled round trip ends slow start");
+        let mut relay = Relay::new(Duration::from_millis(50), 1e9);
+        let start = relay.congestion.window();
+        relay.rounds(1);
+        assert_eq!(relay.congestion.window(), start * 2);
+        relay.rounds(1);
+        assert!(relay.congestion.slow_start && relay.congestion.conservative.is_none());
+        relay.rate = 100.0;
+        relay.rounds(2);
+        assert!(relay.congestion.conservative.is_some(), "a long queue ends slow start");
+    }
+
+    #[test]
+    fn the_queue_settles_at_its_target_whatever_distance_and_rate() {
+        for (base, rate) in [(2, 1500.0), (20, 300.0), (200, 600.0), (400, 300.0), (12, 90.0)] {
+            let mut relay = Relay::new(Duration::from_millis(base), rate);
+            relay.rounds(60);
+            let queue = relay.queue();
+            let floor = Duration::from_secs_f64(MIN_EVENTS as f64 / rate);
+            assert!(queue <= QUEUE_TARGET * 2 + floor, "{base} ms, {rate}/s: {queue:?}");
+            assert!(queue >= QUEUE_TARGET / 4, "{base} ms, {rate}/s: {queue:?} leaves the relay idle at times");
+        }
+    }
+
+    #[test]
+    fn a_relay_that_grows_faster_or_slower_is_followed_within_a_few_rounds() {
+        let mut relay = Relay::new(Duration::from_millis(100), 200.0);
+        relay.rounds(60);
+        relay.rate = 600.0;
+        relay.rounds(40);
+        assert!(relay.queue() > Duration::ZERO, "all of the new capacity is used");
+        relay.rate = 100.0;
+        relay.rounds(30);
+        assert!(relay.queue() < QUEUE_TARGET * 3, "{:?}", relay.queue());
+    }
+
+    #[test]
+    fn batches_of_a_far_relay_are_not_taken_for_a_queue() {
+        // Nothing but the quiet round trip tells how far it is; luckier ones in the midst of a stream do not count.
+        let mut relay = Relay::new(Duration::from_millis(200), 1e9);
+        relay.rounds(30);
+        let lucky = Arrived {
+            bytes: EVENT,
+            packet: relay.packet,
+            sent: relay.now,
+            rtt: Some(Duration::from_millis(3)),
+            full: true,
+            quiet: false,
+        };
+        let next = relay.packet + 1;
+        relay.congestion.acknowledged(relay.now, lucky, next);
+        assert_eq!(relay.congestion.quiet.min(), Some(Duration::from_millis(200)));
+        assert_eq!(relay.congestion.window(), MAX);
+    }
+
+    #[test]
+    fn the_path_is_emptied_for_a_moment_when_its_round_trip_has_not_been_seen_for_long() {
+        let mut relay = Relay::new(Duration::from_millis(100), 300.0);
+        let mut probes = 0;
+        let start = relay.now;
+        while relay.now < start + QUIET_WINDOW * 4 {
+            relay.rounds(1);
+            if relay.congestion.is_probing() {
+                probes += 1;
+                assert!(relay.congestion.window() <= QUIET_EVENTS as u64 * EVENT);
+                relay.rounds(1);
+                assert!(!relay.congestion.is_probing(), "one round is enough");
+            }
+        }
+        assert!((2..=4).contains(&probes), "{probes} in {:?}", QUIET_WINDOW * 4);
     }
 
     #[test]
     fn a_window_that_was_not_full_does_not_grow_and_none_grows_past_its_bound() {
-        let now = Instant::now();
-        let mut congestion = Congestion::new(MAX);
-        let start = congestion.window();
-        congestion.acknowledged(EVENT, 0, 1, now, None, false);
-        assert_eq!(congestion.window(), start);
-        deliver(&mut congestion, 1..2000, now, Duration::from_millis(1), 100);
-        assert_eq!(congestion.window(), MAX);
+        let mut relay = Relay::new(Duration::from_millis(1), 1e9);
+        let start = relay.congestion.window();
+        let idle = Arrived { bytes: EVENT, packet: 0, sent: relay.now, rtt: None, full: false, quiet: true };
+        relay.congestion.acknowledged(relay.now, idle, 1);
+        assert_eq!(relay.congestion.window(), start);
+        relay.rounds(100);
+        assert_eq!(relay.congestion.window(), MAX);
     }
 
     #[test]
     fn one_round_of_losses_halves_once_and_a_false_alarm_is_taken_back() {
-        let now = Instant::now();
-        let mut congestion = Congestion::new(MAX);
-        deliver(&mut congestion, 0..100, now, Duration::from_millis(1), 100);
-        let before = congestion.window();
-        let later = now + Duration::from_millis(5);
-        congestion.lost(later, now);
-        congestion.lost(later, now);
-        assert_eq!(congestion.window(), before / 2);
-        congestion.undo();
-        assert_eq!(congestion.window(), before);
+        let mut relay = Relay::new(Duration::from_millis(1), 1e9);
+        relay.rounds(3);
+        let before = relay.congestion.window();
+        let later = relay.now + Duration::from_millis(5);
+        relay.congestion.lost(later, relay.now);
+        relay.congestion.lost(later, relay.now);
+        assert_eq!(relay.congestion.window(), before / 2);
+        relay.congestion.undo();
+        assert_eq!(relay.congestion.window(), before);
     }
 }

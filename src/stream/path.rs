@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::congestion::Congestion;
+use super::congestion::{Arrived, Congestion, QUIET_EVENTS};
 use super::rtt::Rtt;
 use super::{ACK_DELAY, PacketId};
 
@@ -31,6 +31,8 @@ pub(super) struct Sent {
     pub(super) missing: usize,
     /// Whether the window was full when it left.
     window_full: bool,
+    /// Whether few others were under way when it left.
+    quiet: bool,
 }
 
 /// See the module.
@@ -124,7 +126,8 @@ impl Path {
         self.in_flight += bytes;
         let window_full = self.in_flight * 2 >= self.congestion.window();
         let missing = chunks.len();
-        self.sent.insert(self.next_packet, Sent { at: now, plaintext, bytes, chunks, missing, window_full });
+        let quiet = self.sent.len() < QUIET_EVENTS;
+        self.sent.insert(self.next_packet, Sent { at: now, plaintext, bytes, chunks, missing, window_full, quiet });
         self.next_packet += 1;
         self.active = Some(now);
     }
@@ -163,7 +166,8 @@ impl Path {
         if !false_alarm {
             self.newest_arrived = Some(self.newest_arrived.map_or(at, |newest| newest.max(at)));
         }
-        self.congestion.acknowledged(sent.bytes, packet, self.next_packet, at, rtt, sent.window_full);
+        let Sent { bytes, window_full: full, quiet, .. } = sent;
+        self.congestion.acknowledged(now, Arrived { bytes, packet, sent: at, rtt, full, quiet }, self.next_packet);
         false_alarm
     }
 

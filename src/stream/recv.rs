@@ -18,7 +18,7 @@ const GROWTH_ROUND_TRIPS: u32 = 4;
 pub(super) enum Received {
     /// New bytes, in order or with the gap of before.
     New,
-    /// New bytes that open or fill a gap, or a `fin`: worth telling the sender at once.
+    /// New bytes that open or fill a gap: worth telling the sender at once.
     Notable,
     /// Nothing new: our acknowledgement may have been lost.
     Duplicate,
@@ -86,7 +86,6 @@ impl RecvBuffer {
         if fin && self.fin.is_none() {
             self.fin = Some(end);
             news = true;
-            notable = true;
         }
         let mut start = off;
         if start < self.next {

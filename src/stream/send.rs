@@ -13,6 +13,9 @@ use super::{PacketId, PathId};
 /// Credit before the peer has said its `max` (`docs/protocol.md`, "Opening").
 pub(super) const CREDIT_INITIAL: u64 = 64 * 1024;
 
+/// Bytes of memory that an empty buffer may keep for what comes next.
+const IDLE_CAPACITY: usize = 2 * 1024;
+
 /// A piece of a stream, as one message carries it.
 #[derive(Debug)]
 pub(super) struct Chunk {
@@ -252,7 +255,7 @@ impl SendBuffer {
         self.bytes.drain(..bytes.min(self.bytes.len()));
         self.base = base;
         // An idle stream must not keep the memory of its busiest moment.
-        if self.bytes.is_empty() && self.bytes.capacity() > CREDIT_INITIAL as usize {
+        if self.bytes.is_empty() && self.bytes.capacity() > IDLE_CAPACITY {
             self.bytes.shrink_to_fit();
         }
     }

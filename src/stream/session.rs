@@ -34,6 +34,8 @@ pub struct Session {
     side: Side,
     settings: Settings,
     tongue: Tongue,
+    /// Whether the peer has said that it takes data beside the JSON.
+    peer_takes_raw: bool,
     /// When the peer was found to be silent.
     silent_since: Option<Instant>,
     streams: HashMap<Uuid, Stream>,
@@ -89,6 +91,7 @@ impl Session {
             side,
             settings,
             tongue,
+            peer_takes_raw: false,
             silent_since: None,
             streams: HashMap::new(),
             paths: BTreeMap::new(),
@@ -122,6 +125,7 @@ impl Session {
             destination: Some(host.clone()),
             port: Some(port),
             nws: Some(VERSION),
+            raw: true,
             max: Some(self.settings.window_initial),
             ..Message::new(key, Type::Connect)
         };

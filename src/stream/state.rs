@@ -18,8 +18,11 @@ const CONNECT_PAUSE_MAX: Duration = Duration::from_secs(4);
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause between two probes: enough of them fit into the stall time that loss alone does not end a stream.
 const PROBE_PAUSE_MAX: Duration = Duration::from_secs(5);
-/// Chunks that may arrive before an acknowledgement is due at once.
-const CHUNKS_PER_ACK: u32 = 4;
+/// Chunks that may arrive before an acknowledgement is due at once: few at first, while the sender's window is small
+/// and grows with each answer, more when many have come (as `draft-ietf-quic-ack-frequency` does on request).
+const CHUNKS_PER_ACK: std::ops::RangeInclusive<u32> = 2..=16;
+/// One more chunk may wait for each so many that have come.
+const CHUNKS_PER_PATIENCE: u32 = 4;
 /// Acknowledgements for gaps come no closer than this: a relay that shuffles opens a gap with every event.
 const GAP_ACK_PAUSE: Duration = Duration::from_millis(5);
 
@@ -100,6 +103,7 @@ pub(super) struct Stream {
     probes: u32,
     last_probe: Option<Instant>,
     chunks_unacked: u32,
+    chunks: u32,
     ack_at: Option<Instant>,
     last_ack: Option<Instant>,
     said_max: u64,
@@ -124,6 +128,7 @@ impl Stream {
             probes: 0,
             last_probe: None,
             chunks_unacked: 0,
+            chunks: 0,
             ack_at: None,
             last_ack: None,
             said_max: 0,
@@ -209,7 +214,9 @@ impl Stream {
     /// A new chunk arrived that may wait for company before it is acknowledged.
     pub(super) fn owe_ack(&mut self, now: Instant) {
         self.chunks_unacked += 1;
-        let at = if self.chunks_unacked >= CHUNKS_PER_ACK { now } else { now + ACK_DELAY };
+        self.chunks = self.chunks.saturating_add(1);
+        let most = (self.chunks / CHUNKS_PER_PATIENCE).clamp(*CHUNKS_PER_ACK.start(), *CHUNKS_PER_ACK.end());
+        let at = if self.chunks_unacked >= most { now } else { now + ACK_DELAY };
         self.ack_by(at);
     }
 
@@ -256,6 +263,7 @@ impl Stream {
         }
         if !self.confirmed {
             message.nws = Some(VERSION);
+            message.raw = true;
         }
     }
 

@@ -5,7 +5,9 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
+use futures_util::stream::FuturesOrdered;
 use nostr::{Keys, PublicKey, RelayUrl};
+use tokio::io::AsyncWriteExt;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
@@ -98,9 +100,11 @@ impl Tunnel {
         let (stream, mut rest) = self.begin(name, name.to_string(), port, early)?;
         stream.opened().await?;
         let mut stream = stream;
-        tokio::io::AsyncWriteExt::write_all_buf(&mut stream, &mut rest)
-            .await
-            .map_err(|error| Error::from_io(&error, "sending the first bytes"))?;
+        let send = async {
+            stream.write_all_buf(&mut rest).await?;
+            stream.flush().await
+        };
+        send.await.map_err(|error| Error::from_io(&error, "sending the first bytes"))?;
         Ok(stream)
     }
 
@@ -238,6 +242,7 @@ impl Tunnel {
             prune_at: OPENINGS_MIN,
             openings: HashMap::new(),
             sent: Sent::default(),
+            sealing: FuturesOrdered::new(),
         };
         self.drivers.spawn(driver.run(self.end.clone()));
         Ok(Client { shared, links: links.iter().map(Arc::downgrade).collect() })

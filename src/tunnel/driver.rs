@@ -2,12 +2,16 @@
 //! encrypted, signed and published, the clock is set to when it wants to act next.
 
 use std::collections::{HashMap, HashSet, VecDeque};
-use std::sync::Arc;
+use std::num::NonZero;
+use std::sync::{Arc, OnceLock};
 use std::task::Waker;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use futures_util::StreamExt;
+use futures_util::stream::FuturesOrdered;
 use nostr::{EventId, Keys};
 use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -15,14 +19,19 @@ use super::memory::Memory;
 use super::replay::ReplayGuard;
 use super::server::Door;
 use super::shared::Shared;
-use crate::envelope::{Conversation, EventLimits, SealedEvent};
+use crate::envelope::{Conversation, EnvelopeError, EventLimits, IncomingEvent, SealedEvent};
 use crate::error::{Error, ErrorKind};
 use crate::message::{Message, Type};
-use crate::relay::{Arrival, Attachment, Link, Notice, Subscription};
+use crate::relay::{Arrival, Attachment, Link, Notice, Slot, Subscription};
 use crate::stream::{PacketId, PathId, Refusal, Tongue, Transmit};
 
 /// Events that are sealed before incoming ones are looked at again.
 const SEALED_IN_A_ROW: usize = 16;
+/// Events with at least so many bytes are sealed and opened on other cores too; for shorter ones it costs more than it
+/// gives.
+const SHARED_WORK_MIN: usize = 8 * 1024;
+/// Events being sealed for each core: enough that none of them waits for the session.
+const SEALING_PER_CORE: usize = 2;
 /// Events taken in before what they cause is sent.
 const TAKEN_IN_A_ROW: usize = 32;
 /// Events whose refusal can still be told to the engine.
@@ -56,6 +65,22 @@ pub(super) struct Driver {
     /// At how many openings those no longer needed are looked for.
     pub(super) prune_at: usize,
     pub(super) sent: Sent,
+    /// Events that are being sealed, in the order in which they are to leave.
+    pub(super) sealing: FuturesOrdered<JoinHandle<Sealed>>,
+}
+
+/// An event that was sealed beside the session.
+pub(super) struct Sealed {
+    event: Result<SealedEvent, EnvelopeError>,
+    path: PathId,
+    packet: PacketId,
+    slot: Slot,
+}
+
+/// Cores that the work on events is shared among.
+fn cores() -> usize {
+    static CORES: OnceLock<usize> = OnceLock::new();
+    *CORES.get_or_init(|| std::thread::available_parallelism().map_or(1, NonZero::get))
 }
 
 impl Drop for Driver {
@@ -156,7 +181,7 @@ impl Driver {
             };
             if more {
                 // The engine has more to say; whatever has arrived meanwhile comes first.
-                self.take_in_what_is_there(&mut batch);
+                self.take_in_what_is_there(&mut batch).await;
                 tokio::task::yield_now().await;
                 continue;
             }
@@ -164,11 +189,12 @@ impl Driver {
                 biased;
                 () = end.cancelled() => break,
                 Some(notice) = self.notices.recv() => self.on_notice(notice),
+                Some(sealed) = self.sealing.next() => self.on_sealed(sealed),
                 count = self.arrivals.recv_many(&mut batch, TAKEN_IN_A_ROW) => {
                     if count == 0 {
                         break;
                     }
-                    self.take_in(&mut batch);
+                    self.take_in(&mut batch).await;
                 }
                 () = self.shared.wake.notified() => {}
                 () = tokio::time::sleep_until(timer.into()) => {
@@ -186,11 +212,15 @@ impl Driver {
         let error = Error::new(ErrorKind::Aborted, "the program is ending");
         self.shared.engine().session.reset_all(Instant::now(), &error);
         self.shared.close(error);
-        while self.send_what_is_due() {}
+        while self.send_what_is_due() || !self.sealing.is_empty() {
+            if let Some(sealed) = self.sealing.next().await {
+                self.on_sealed(sealed);
+            }
+        }
         futures_util::future::join_all(self.attachments.values().map(|attachment| attachment.sent(FAREWELL))).await;
     }
 
-    fn take_in_what_is_there(&mut self, batch: &mut Vec<Arrival>) {
+    async fn take_in_what_is_there(&mut self, batch: &mut Vec<Arrival>) {
         while let Ok(notice) = self.notices.try_recv() {
             self.on_notice(notice);
         }
@@ -199,7 +229,7 @@ impl Driver {
         {
             batch.push(arrival);
         }
-        self.take_in(batch);
+        self.take_in(batch).await;
         let now = Instant::now();
         let mut engine = self.shared.engine();
         if engine.session.poll_timeout().is_some_and(|at| at <= now) {
@@ -210,6 +240,10 @@ impl Driver {
     /// Seals and publishes what is due, at most a few events. True when there may be more.
     fn send_what_is_due(&mut self) -> bool {
         for _ in 0..SEALED_IN_A_ROW {
+            if self.sealing.len() >= SEALING_PER_CORE * cores() {
+                // The next one that is done calls again.
+                return false;
+            }
             let transmit = {
                 let attachments = &self.attachments;
                 let mut has_room = |path: PathId| attachments.get(&path).is_some_and(Attachment::has_room);
@@ -225,6 +259,10 @@ impl Driver {
     }
 
     fn publish(&mut self, transmit: Transmit) {
+        let bytes: usize = transmit.messages.iter().map(|message| message.data.len()).sum();
+        if bytes >= SHARED_WORK_MIN && !transmit.is_special() && cores() > 1 {
+            return self.seal_beside(transmit);
+        }
         let Transmit { path, packet, messages, opening, also, wants_ok } = transmit;
         let known = opening.and_then(|key| self.openings.get(&key).cloned());
         let event = match known.map_or_else(|| self.conversation.seal(&messages, unix_now()), Ok) {
@@ -247,6 +285,30 @@ impl Driver {
         if !taken {
             // Another session took the place.
             self.shared.engine().session.refused(Instant::now(), path, Some(packet), Refusal::NotSent);
+        }
+    }
+
+    /// Has an event sealed on whatever core is free, and keeps its place in the queue of its relay.
+    fn seal_beside(&mut self, transmit: Transmit) {
+        let Transmit { path, packet, messages, .. } = transmit;
+        let Some(slot) = self.attachments.get(&path).and_then(Attachment::reserve) else {
+            self.shared.engine().session.refused(Instant::now(), path, Some(packet), Refusal::NotSent);
+            return;
+        };
+        let conversation = Arc::clone(&self.conversation);
+        self.sealing.push_back(tokio::spawn(async move {
+            Sealed { event: conversation.seal(&messages, unix_now()), path, packet, slot }
+        }));
+    }
+
+    fn on_sealed(&mut self, sealed: Result<Sealed, tokio::task::JoinError>) {
+        match sealed {
+            Ok(Sealed { event: Ok(event), path, packet, slot }) => {
+                self.sent.note(event.id, path, packet);
+                slot.publish(event, false);
+            }
+            Ok(Sealed { event: Err(error), .. }) => tracing::error!(%error, "an event could not be made"),
+            Err(error) => tracing::error!(%error, "an event could not be made"),
         }
     }
 
@@ -285,13 +347,33 @@ impl Driver {
         self.tell_audience();
     }
 
-    /// Decrypts events and hands them to the engine.
-    fn take_in(&mut self, batch: &mut Vec<Arrival>) {
-        for Arrival { path, event } in batch.drain(..) {
-            if event.author != self.conversation.peer() {
+    /// Decrypts events in order, several long ones on whatever cores are free.
+    async fn open(&self, batch: &mut Vec<Arrival>) -> Vec<Opened> {
+        let share = cores() > 1 && batch.iter().filter(|arrival| is_long(arrival)).count() > 1;
+        let mut opened = Vec::with_capacity(batch.len());
+        let mut beside = FuturesOrdered::new();
+        for arrival in batch.drain(..).filter(|arrival| arrival.event.author == self.conversation.peer()) {
+            if share && is_long(&arrival) {
+                let conversation = Arc::clone(&self.conversation);
+                beside.push_back(tokio::spawn(async move { Opened::new(&conversation, arrival) }));
                 continue;
             }
-            let messages = match self.conversation.open(&event) {
+            while let Some(before) = beside.next().await {
+                // A panic in there is a lost event, and comes again.
+                opened.extend(before);
+            }
+            opened.push(Opened::new(&self.conversation, arrival));
+        }
+        while let Some(last) = beside.next().await {
+            opened.extend(last);
+        }
+        opened
+    }
+
+    /// Decrypts events and hands them to the engine.
+    async fn take_in(&mut self, batch: &mut Vec<Arrival>) {
+        for Opened { arrival: Arrival { path, event }, messages } in self.open(batch).await {
+            let messages = match messages {
                 Ok(messages) => messages,
                 Err(error) => {
                     tracing::debug!(%error, "an event that is no message is dropped");
@@ -338,12 +420,28 @@ impl Driver {
     }
 }
 
+/// An event that was decrypted, if it could be.
+struct Opened {
+    arrival: Arrival,
+    messages: Result<Vec<Message>, EnvelopeError>,
+}
+
+impl Opened {
+    fn new(conversation: &Conversation, arrival: Arrival) -> Self {
+        Self { messages: conversation.open(&arrival.event), arrival }
+    }
+}
+
+fn is_long(arrival: &Arrival) -> bool {
+    arrival.event.content_len() >= SHARED_WORK_MIN
+}
+
 /// An opening is only believed in an event whose id and signature are right, which is fresh, and which is seen for the
 /// first time: a relay could otherwise replay a request. Repetitions of one that is known pass, to be answered again.
 pub(super) fn admit(
     replays: &ReplayGuard,
     shared: &Shared,
-    event: &crate::envelope::IncomingEvent,
+    event: &IncomingEvent,
     messages: Vec<Message>,
 ) -> (Vec<Message>, Option<(Uuid, Error)>) {
     let opens = |message: &Message| matches!(message.kind, Type::Connect | Type::ConnectReverse);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use futures_util::stream::FuturesOrdered;
 use nostr::{Keys, PublicKey, RelayUrl};
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -370,6 +371,7 @@ impl Dispatcher {
             prune_at: OPENINGS_MIN,
             openings: HashMap::new(),
             sent: Sent::default(),
+            sealing: FuturesOrdered::new(),
         };
         tracing::debug!(sessions = self.sessions.len() + 1, "a new client");
         let (end, ended) = (self.end.clone(), self.ended.clone());

@@ -22,7 +22,12 @@ pub struct TunnelStream {
     shared: Arc<Shared>,
     key: Uuid,
     finished: bool,
+    /// Bytes written since the driver was rung.
+    quietly: usize,
 }
+
+/// So many bytes fill an event, which need not wait for more.
+const RING_AT: usize = 32 * 1024;
 
 impl fmt::Debug for TunnelStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -32,7 +37,12 @@ impl fmt::Debug for TunnelStream {
 
 impl TunnelStream {
     pub(super) const fn new(shared: Arc<Shared>, key: Uuid) -> Self {
-        Self { shared, key, finished: false }
+        Self { shared, key, finished: false, quietly: 0 }
+    }
+
+    fn ring(&mut self) {
+        self.quietly = 0;
+        self.shared.wake.notify_one();
     }
 
     /// Whether the peer has said anything about the stream, be it that it refuses.
@@ -77,7 +87,7 @@ impl AsyncRead for TunnelStream {
 }
 
 impl AsyncWrite for TunnelStream {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, data: &[u8]) -> Poll<io::Result<usize>> {
         if data.is_empty() {
             return Poll::Ready(Ok(0));
         }
@@ -87,16 +97,24 @@ impl AsyncWrite for TunnelStream {
             let taken = engine.session.write(self.key, data)?;
             if taken == 0 {
                 engine.wait_to_write(self.key, cx.waker());
+                drop(engine);
+                self.ring();
                 return Poll::Pending;
             }
             taken
         };
-        self.shared.wake.notify_one();
+        self.quietly += taken;
+        if self.quietly >= RING_AT || taken < data.len() {
+            self.ring();
+        }
         Poll::Ready(Ok(taken))
     }
 
-    /// What was written is on its way without being asked.
-    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    /// Sends what was written: until then it waits for company, so that an answer and its end share an event.
+    fn poll_flush(mut self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.quietly > 0 {
+            self.ring();
+        }
         Poll::Ready(Ok(()))
     }
 
@@ -116,7 +134,7 @@ impl AsyncWrite for TunnelStream {
         }
         if first {
             self.finished = true;
-            self.shared.wake.notify_one();
+            self.ring();
         }
         Poll::Pending
     }

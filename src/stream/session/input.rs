@@ -63,6 +63,7 @@ impl Session {
             return;
         }
         self.tongue = Tongue::Streams;
+        self.peer_takes_raw = message.raw;
         if let Some(stream) = self.streams.get_mut(&key) {
             // Repeated, or come over another relay: the answer goes back the same way, which proves that way.
             if !matches!(stream.phase, Phase::Failed(_)) {
@@ -217,6 +218,8 @@ impl Session {
                     return message.ack.is_some();
                 }
                 let early_end = opening.early_end;
+                // Said with the acceptance, so that another program in the exit's place is noticed.
+                self.peer_takes_raw = message.raw;
                 stream.phase = Phase::Open;
                 stream.confirmed = true;
                 if message.ack.unwrap_or(0) < early_end {
@@ -282,16 +285,12 @@ impl Session {
             self.remove(key);
             return;
         }
-        let was_finished = stream.recv.is_finished();
         match stream.recv.receive(off, data, fin) {
             Ok(received) => {
                 match received {
                     Received::New => stream.owe_ack(now),
                     Received::Notable => stream.owe_gap_ack(now),
                     Received::Duplicate => stream.ack_by(now),
-                }
-                if stream.recv.is_finished() && !was_finished {
-                    stream.ack_by(now);
                 }
                 if stream.is_ack_due(now) {
                     self.owe_ack_now(now, key);

@@ -16,6 +16,12 @@ const CHUNK_MIN: usize = 1024;
 const ACK_ROOM: usize = 110 + SACK_ON_DATA * 44;
 /// Most `sack` ranges in a data message: a pure acknowledgement carries more, and costs no room for data.
 const SACK_ON_DATA: usize = 8;
+/// An acknowledgement follows the peer to a path on which it was heard so lately.
+const LATELY: std::time::Duration = std::time::Duration::from_secs(1);
+/// Data for so many windows of the nearest path is worth any other path.
+const WINDOWS_AHEAD: u32 = 64;
+/// Bytes of an event for each byte of a stream, roughly: base64 twice over.
+const BYTES_ON_WIRE: u64 = 2;
 
 impl Session {
     /// The next event to publish, if anything is due and some path takes it; `has_room` tells whether the queue of a
@@ -41,26 +47,66 @@ impl Session {
             return Some(transmit);
         }
         if !self.ack_queue.is_empty() {
-            let last = self.last_heard_on.filter(|id| self.usable(now, *id) && has_room(*id));
-            let path = last.or_else(|| self.pick(now, has_room, false))?;
+            let path = self.answer_path(now, has_room)?;
             return self.pack(now, path, false);
         }
         None
+    }
+
+    /// Where an acknowledgement goes: the nearest of the paths on which the peer has just been heard.
+    fn answer_path(&self, now: Instant, has_room: &mut dyn FnMut(PathId) -> bool) -> Option<PathId> {
+        let lately = |path: &Path| path.heard.is_some_and(|heard| now.saturating_duration_since(heard) <= LATELY);
+        let near = self
+            .paths
+            .iter()
+            .filter(|(id, path)| path.is_usable(now) && lately(path) && has_room(**id))
+            .filter_map(|(&id, path)| Some((path.rtt.measured()?, id)))
+            .min();
+        let last = || self.last_heard_on.filter(|id| self.usable(now, *id));
+        near.map(|(_, id)| id).or_else(last).filter(|id| has_room(*id)).or_else(|| self.pick(now, has_room, false))
     }
 
     pub(super) fn usable(&self, now: Instant, id: PathId) -> bool {
         self.paths.get(&id).is_some_and(|path| path.is_usable(now))
     }
 
-    /// The nearest path with room: one where the peer is known to be, unless it is known on none.
+    /// The path for the next event: the nearest with room, among those where the peer is known to be, unless it is known
+    /// on none.
+    ///
+    /// When the nearest is full, data goes to another only if it arrives sooner there than by waiting for the nearest
+    /// (ECF: Lim, Nahum, Towsley, Gibbens: "ECF: An MPTCP Path Scheduler to Manage Heterogeneous Paths", CoNEXT 2017). So
+    /// a slow relay carries its share of a long transfer, and never the last bytes of a short one.
     fn pick(&self, now: Instant, has_room: &mut dyn FnMut(PathId) -> bool, data: bool) -> Option<PathId> {
         let usable = || self.paths.iter().filter(|(_, path)| path.is_usable(now));
         let proven_only = usable().any(|(_, path)| path.is_proven());
-        usable()
-            .filter(|(_, path)| !proven_only || path.is_proven())
+        let candidates = || usable().filter(|(_, path)| !proven_only || path.is_proven());
+        let (&id, path) = candidates()
             .filter(|(id, path)| (!data || path.has_window()) && has_room(**id))
-            .min_by_key(|(_, path)| path.rtt.smoothed())
-            .map(|(&id, _)| id)
+            .min_by_key(|(_, path)| path.rtt.smoothed())?;
+        let nearest = candidates().min_by_key(|(_, path)| path.rtt.smoothed());
+        let waits = data && nearest.is_some_and(|(&near, nearest)| near != id && self.had_better_wait(nearest, path));
+        (!waits).then_some(id)
+    }
+
+    /// Whether what waits to be sent arrives sooner through `near`, which is full, than through `far`.
+    fn had_better_wait(&self, near: &Path, far: &Path) -> bool {
+        let (Some(near_rtt), Some(far_rtt)) = (near.rtt.measured(), far.rtt.measured()) else {
+            // How far it is, only data can tell.
+            return false;
+        };
+        let lengths = self.data_queue.iter().filter_map(|key| self.streams.get(key)).map(|s| s.send.next_len() as u64);
+        // A longer queue decides nothing more.
+        let enough = near.congestion.window().saturating_mul(u64::from(WINDOWS_AHEAD));
+        let mut waiting = 0_u64;
+        for len in lengths {
+            waiting = waiting.saturating_add(len);
+            if waiting >= enough {
+                return false;
+            }
+        }
+        let rounds =
+            1 + u32::try_from(waiting * BYTES_ON_WIRE / near.congestion.window().max(1)).unwrap_or(u32::MAX - 1);
+        near_rtt.saturating_mul(rounds) < far_rtt
     }
 
     fn poll_opening(&mut self, now: Instant, has_room: &mut dyn FnMut(PathId) -> bool) -> Option<Transmit> {
@@ -131,10 +177,7 @@ impl Session {
                 self.pick(now, has_room, false)
             }
             Some(id) => has_room(id).then_some(id),
-            None => {
-                let last = self.last_heard_on.filter(|id| self.usable(now, *id) && has_room(*id));
-                last.or_else(|| self.pick(now, has_room, false))
-            }
+            None => self.answer_path(now, has_room),
         }
     }
 
@@ -142,8 +185,8 @@ impl Session {
     fn pack(&mut self, now: Instant, id: PathId, with_data: bool) -> Option<Transmit> {
         let budget = self.paths.get(&id).map_or(0, |path| path.plaintext_max);
         let mut messages: Vec<Message> = Vec::new();
-        // Brackets of a batch; each message adds its own length and a comma.
-        let mut used = 2;
+        // Brackets of a batch and what stands before it; each message adds its own length and a comma.
+        let mut used = 2 + message::BESIDE_HEAD;
         let mut chunks = Vec::new();
         let small = budget / 2;
         while let Some((wanted, message)) = self.replies.front() {
@@ -194,7 +237,9 @@ impl Session {
         messages: &mut Vec<Message>,
         chunks: &mut Vec<(Uuid, u64)>,
     ) {
-        let packet = self.paths.get(&id).map_or(0, Path::next_packet);
+        let (packet, probing) =
+            self.paths.get(&id).map_or((0, false), |path| (path.next_packet(), path.congestion.is_probing()));
+        let raw = self.peer_takes_raw;
         for _ in 0..self.data_queue.len() {
             let Some(key) = self.data_queue.pop_front() else { return };
             let Some(stream) = self.streams.get_mut(&key) else { continue };
@@ -202,9 +247,10 @@ impl Session {
                 stream.queued_data = false;
                 continue;
             }
-            let mut message = Message::new(key, Type::Data);
+            let mut message = Message { beside: raw, ..Message::new(key, Type::Data) };
             let room = budget.saturating_sub(*used + ACK_ROOM);
-            let size = message::data_that_fits(room.saturating_sub(message.encoded_len()));
+            let room = room.saturating_sub(message.encoded_len());
+            let size = if raw { message::data_beside_that_fits(room) } else { message::data_that_fits(room) };
             let enough = size >= stream.send.next_len().min(CHUNK_MIN) && size > 0;
             if !enough && !messages.is_empty() {
                 self.data_queue.push_front(key);
@@ -221,6 +267,7 @@ impl Session {
             message.off = Some(chunk.range.start);
             message.data = chunk.data;
             message.fin = chunk.fin;
+            message.probe = probing;
             chunks.push((key, chunk.range.start));
             *used += message.encoded_len() + 1;
             messages.push(message);

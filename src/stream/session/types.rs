@@ -83,6 +83,12 @@ pub struct Transmit {
 }
 
 impl Transmit {
+    /// Whether more is to be done with it than to publish it on its path.
+    #[must_use]
+    pub const fn is_special(&self) -> bool {
+        self.opening.is_some() || !self.also.is_empty() || self.wants_ok
+    }
+
     pub(super) fn new(path: PathId, packet: PacketId, messages: Vec<Message>) -> Self {
         Self { path, packet, messages, opening: None, also: Vec::new(), wants_ok: false }
     }
