@@ -24,7 +24,7 @@ use nostr::nips::nip44::v2::ConversationKey;
 use nostr::secp256k1::Message as Digest;
 use nostr::secp256k1::rand::RngCore;
 use nostr::secp256k1::rand::rngs::OsRng;
-use nostr::{EventId, Keys, PublicKey};
+use nostr::{Event, EventId, Keys, PublicKey};
 use ring::digest;
 
 use self::nip44::Draft;
@@ -89,6 +89,13 @@ pub struct SealedEvent {
     pub id: EventId,
     /// The frame for a relay: `["EVENT",{…}]`.
     pub frame: Bytes,
+}
+
+impl From<&Event> for SealedEvent {
+    /// An event that is made elsewhere, and small.
+    fn from(event: &Event) -> Self {
+        Self { id: event.id, frame: serde_json::json!(["EVENT", event]).to_string().into() }
+    }
 }
 
 impl Conversation {

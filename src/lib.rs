@@ -7,19 +7,24 @@
 //! | 6 | [`cli`] | the command line |
 //! | 5 | [`config`], [`run`] | the layered configuration; one file per command that stays up |
 //! | 4 | [`proxy`], [`exit`] | listeners, SOCKS, HTTP, routing; services |
-//! | 3 | [`tunnel`] | sessions on relay links; streams as `AsyncRead + AsyncWrite` |
-//! | 2 | [`relay`] | one link, the set of links, NIP-11, the embedded server |
+//! | 3 | [`tunnel`], [`directory`] | sessions on relay links; streams as `AsyncRead + AsyncWrite`; exits announced and found |
+//! | 2 | [`relay`], [`dial`] | one link, the set of links, NIP-11, the embedded server; from a name to a TCP connection |
 //! | 1 | [`stream`] | the engine without I/O and without a clock |
-//! | 0 | [`name`], [`message`], [`envelope`], [`error`], [`limits`] | names, messages, events, the error table, limits |
+//! | 0 | [`name`], [`message`], [`envelope`], [`error`], [`limits`], [`destination`], [`addresses`], [`pattern`] | names, messages, events, the error table, limits, destinations, reserved addresses, what rules speak of |
 
+pub mod addresses;
 pub mod cli;
 pub mod config;
+pub mod destination;
+pub mod dial;
+pub mod directory;
 pub mod envelope;
 pub mod error;
 pub mod exit;
 pub mod limits;
 pub mod message;
 pub mod name;
+pub mod pattern;
 pub mod proxy;
 pub mod relay;
 pub mod run;

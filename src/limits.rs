@@ -45,6 +45,8 @@ pub struct Limits {
     pub exit_sessions: usize,
     /// Relays of one name that are used; a name may carry more.
     pub relays_per_name: usize,
+    /// Most public exits that a proxy knows from their announcements.
+    pub known_exits: usize,
     /// Most client connections of a proxy at once.
     pub proxy_connections: usize,
     /// A session without streams is forgotten after so long.
@@ -86,6 +88,7 @@ impl Default for Limits {
             session_streams: 20_000,
             exit_sessions: 10_000,
             relays_per_name: 8,
+            known_exits: 1_000,
             proxy_connections: 20_000,
             session_idle: Duration::from_secs(300),
             message_age: Duration::from_secs(300),

@@ -48,7 +48,7 @@ fn help_and_version_are_answers_and_not_errors() {
         assert_eq!(output.status.code(), Some(0), "{args:?}");
         assert!(!output.stdout.is_empty() && output.stderr.is_empty(), "{args:?}");
     }
-    for word in ["proxy", "exit", "relay", "demo", "name"] {
+    for word in ["proxy", "exit", "exits", "relay", "demo", "name"] {
         assert!(stdout(&nws(&["--help"], &[])).contains(word));
         assert!(nws(&[word, "--help"], &[]).status.success());
     }
@@ -79,7 +79,10 @@ fn wrong_configuration_is_exit_code_78_and_names_file_key_and_reason() {
     assert_eq!(output.status.code(), Some(78));
     assert_eq!(
         stderr(&output),
-        format!("nws: {}: proxy.lissen: unknown key; known here: listen, optimistic, info_file\n", path.display())
+        format!(
+            "nws: {}: proxy.lissen: unknown key; known here: listen, optimistic, exit, exclude, rule, info_file\n",
+            path.display()
+        )
     );
 
     let output = nws(&["relay"], &[("NWS_RELAY__LISTEN", "7777")]);

@@ -5,6 +5,8 @@
 mod support;
 
 use futures_util::{SinkExt, StreamExt};
+use nostr::nips::nip01::Coordinate;
+use nostr::nips::nip09::EventDeletionRequest;
 use nostr::{
     ClientMessage, EventBuilder, Filter, JsonUtil, Keys, Kind, RelayMessage, RelayUrl, SubscriptionId, Tag, Timestamp,
 };
@@ -51,21 +53,32 @@ async fn subscriptions_as_tunnels_make_them_are_answered_with_eose() {
 }
 
 #[tokio::test]
-async fn an_announcement_is_kept_and_a_deletion_is_not_taken() {
+async fn an_announcement_is_kept_until_its_author_deletes_it() {
     let relay = TestRelay::start();
     let mut client = Client::connect(&relay.url).await;
-    let keys = Keys::generate();
+    let (keys, other) = (Keys::generate(), Keys::generate());
     let announcement =
         EventBuilder::new(Kind::from(38333), "exit").tag(Tag::identifier("exit")).sign_with_keys(&keys).unwrap();
     client.publish(&announcement).await;
     assert!(client.next_ok().await.0);
-    let deletion = EventBuilder::new(Kind::EventDeletion, "").sign_with_keys(&keys).unwrap();
-    client.publish(&deletion).await;
-    let (accepted, reason) = client.next_ok().await;
-    assert!(!accepted && reason.starts_with("blocked: "), "{reason}");
+    let address = Coordinate::new(Kind::from(38333), keys.public_key()).identifier("exit");
+    let deletion = EventBuilder::delete(EventDeletionRequest::new().coordinate(address));
+    client.publish(&deletion.clone().sign_with_keys(&other).unwrap()).await;
+    assert!(!client.next_ok().await.0, "somebody else's is no deletion");
 
-    client.send(ClientMessage::req(SubscriptionId::new("a"), Filter::new().kind(Kind::from(38333)))).await;
+    let kept = Filter::new().kind(Kind::from(38333));
+    client.send(ClientMessage::req(SubscriptionId::new("a"), kept.clone())).await;
     assert_eq!(client.next_event().await, announcement);
+    client.publish(&deletion.sign_with_keys(&keys).unwrap()).await;
+    assert!(client.next_ok().await.0);
+    client.send(ClientMessage::req(SubscriptionId::new("b"), kept)).await;
+    loop {
+        match client.next().await {
+            RelayMessage::Event { subscription_id, .. } => assert_ne!(subscription_id.as_str(), "b"),
+            RelayMessage::EndOfStoredEvents(id) if id.as_str() == "b" => return,
+            _ => {}
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -4,13 +4,15 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::Args;
 use nostr::RelayUrl;
 
 use crate::config::{Config, ListenAddr, Service, Settings, Target, ValueError, parse_port};
-use crate::name::parse_relay;
+use crate::name::{NameError, parse_relay};
 use crate::proxy::Optimistic;
+use crate::proxy::exits::{ExitName, Exits};
 use crate::run::RunError;
 
 /// Flags of `nws proxy`.
@@ -27,6 +29,10 @@ pub struct ProxyArgs {
     /// accepted a connection within the last minute), always or never. [default: auto]
     #[arg(long, value_name = "WHEN", value_parser = parse_optimistic)]
     pub optimistic: Option<Optimistic>,
+    /// Public exit for names other than .nostr, by its key (npub1..., hex or a .nostr name), or "any": whichever
+    /// announces itself on the relays, a stranger. May be given several times, the preferred one first.
+    #[arg(long = "exit", value_name = "NPUB")]
+    pub exits: Vec<ExitArg>,
     /// Once ready, write a JSON file with the process id and the addresses bound.
     #[arg(long, value_name = "PATH")]
     pub info_file: Option<PathBuf>,
@@ -34,29 +40,50 @@ pub struct ProxyArgs {
 
 impl ProxyArgs {
     /// Lays the flags over the configuration.
-    pub fn apply(&self, config: &mut Config) {
+    ///
+    /// # Errors
+    ///
+    /// `any` beside the key of an exit.
+    pub fn apply(&self, config: &mut Config) -> Result<(), RunError> {
+        let keys = self.exits.iter().filter_map(|arg| match arg {
+            ExitArg::Key(exit) => Some(exit.clone()),
+            ExitArg::Any => None,
+        });
+        let keys: Vec<_> = keys.collect();
+        match (self.exits.len() - keys.len(), keys.len()) {
+            (0, 0) => {}
+            (0, _) => config.proxy.exit = Exits::Listed(keys),
+            (_, 0) => config.proxy.exit = Exits::Any,
+            _ => return Err(RunError::Usage("--exit is either any or the keys of exits; give one of both".to_owned())),
+        }
         replace(&mut config.proxy.listen, &self.listen);
         replace(&mut config.relays, &self.relays);
         config.proxy.optimistic = self.optimistic.unwrap_or(config.proxy.optimistic);
         replace_some(&mut config.proxy.info_file, self.info_file.as_ref());
+        Ok(())
     }
 }
 
 /// Flags of `nws exit`.
 #[derive(Debug, Clone, Default, Args)]
 #[command(override_usage = "nws exit --relay <URL>... --service <PORT=HOST:PORT>... [OPTIONS]\n       \
-                            nws exit --relay <URL>... --target <HOST:PORT> [OPTIONS]")]
+                            nws exit --relay <URL>... --target <HOST:PORT> [OPTIONS]\n       \
+                            nws exit --relay <URL>... --public [OPTIONS]")]
 pub struct ExitArgs {
     /// Relay to listen on, part of the exit's name; may be given several times. Without a scheme, wss:// is assumed.
     #[arg(long = "relay", value_name = "URL", value_parser = parse_relay)]
     pub relays: Vec<RelayUrl>,
     /// Service: the port that clients see, and where its connections go, as 80=127.0.0.1:3000; may be given several
-    /// times. Nothing else can be reached through the exit.
+    /// times. Nothing else can be reached through the exit, unless it is public.
     #[arg(long = "service", value_name = "PORT=HOST:PORT", conflicts_with = "target")]
     pub services: Vec<ServiceArg>,
     /// One target for all ports that clients ask for, instead of services.
     #[arg(long, value_name = "HOST:PORT")]
     pub target: Option<Target>,
+    /// Serve other hosts, too, and announce it: the open internet on ports 80 and 443, or what the configuration's
+    /// [[exit.rule]] say. Whoever finds the exit may use it, and sites see this machine's address.
+    #[arg(long)]
+    pub public: bool,
     /// File of the exit's secret key, made on first start. [default: nws/exit.key in the state directory]
     #[arg(long, value_name = "PATH")]
     pub key_file: Option<PathBuf>,
@@ -75,6 +102,7 @@ impl ExitArgs {
         let exit = &mut settings.config.exit;
         replace(&mut exit.relays, &self.relays);
         replace_some(&mut exit.info_file, self.info_file.as_ref());
+        exit.public.enabled |= self.public;
         if let Some(path) = &self.key_file {
             exit.key_file = Some(path.clone());
             settings.private_key = None;
@@ -106,8 +134,8 @@ impl ExitArgs {
             let way_out = "give --relay URL, or set exit.relays in the configuration";
             return Err(RunError::Usage(format!("no relay to listen on; {way_out}")));
         }
-        if config.exit.service.is_empty() && config.exit.target.is_none() {
-            let way_out = "give --service PORT=HOST:PORT, or set exit.service in the configuration";
+        if config.exit.service.is_empty() && config.exit.target.is_none() && !config.exit.public.enabled {
+            let way_out = "give --service PORT=HOST:PORT or --public, or set exit.service in the configuration";
             return Err(RunError::Usage(format!("nothing to offer; {way_out}")));
         }
         Ok(())
@@ -142,6 +170,73 @@ pub struct DemoArgs {
     #[arg(long)]
     pub once: bool,
 }
+
+/// The value of `--exit`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ExitArg {
+    /// Whichever announces itself.
+    Any,
+    /// This one.
+    Key(ExitName),
+}
+
+impl FromStr for ExitArg {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        if text == "any" { Ok(Self::Any) } else { text.parse().map(Self::Key) }
+    }
+}
+
+/// Flags of `nws exits`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct ExitsArgs {
+    /// Relay to look on; may be given several times. Without a scheme, wss:// is assumed.
+    #[arg(long = "relay", value_name = "URL", value_parser = parse_relay)]
+    pub relays: Vec<RelayUrl>,
+    /// How long to listen for announcements; the Go program's come every 10 s, and relays keep none of them.
+    #[arg(long, value_name = "DURATION", default_value = "3s", value_parser = parse_duration)]
+    pub wait: Duration,
+    /// Open a stream to each exit and measure how long its answer takes. No connection is made behind it.
+    #[arg(long)]
+    pub probe: bool,
+    /// Write JSON.
+    #[arg(long)]
+    pub json: bool,
+}
+
+impl ExitsArgs {
+    /// Lays the flags over the configuration.
+    pub fn apply(&self, config: &mut Config) {
+        replace(&mut config.relays, &self.relays);
+    }
+
+    /// Checks that there is somewhere to look, once every source has been heard.
+    ///
+    /// # Errors
+    ///
+    /// No relay.
+    pub fn check(config: &Config) -> Result<(), RunError> {
+        if config.relays.is_empty() {
+            let way_out = "give --relay URL, or set relays in the configuration";
+            return Err(RunError::Usage(format!("no relay to look for exits on; {way_out}")));
+        }
+        Ok(())
+    }
+}
+
+/// Reads a duration as the configuration has it.
+fn parse_duration(text: &str) -> Result<Duration, String> {
+    use serde::de::IntoDeserializer;
+    let text: serde::de::value::StrDeserializer<'_, serde::de::value::Error> = text.into_deserializer();
+    humantime_serde::deserialize::<Duration, _>(text)
+        .ok()
+        .filter(|duration| *duration <= LONGEST_WAIT)
+        .ok_or_else(|| "write a duration such as 3s or 1m, one hour at most".to_owned())
+}
+
+/// Longest time that is waited for announcements.
+const LONGEST_WAIT: Duration = Duration::from_secs(60 * 60);
 
 /// The value of `--service`: `PORT=HOST:PORT`.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -12,7 +12,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use crate::config::{LogFilter, Settings, Sources};
 use crate::run::RunError;
 
-pub use self::args::{DemoArgs, ExitArgs, ProxyArgs, RelayArgs, ServiceArg};
+pub use self::args::{DemoArgs, ExitArg, ExitArgs, ExitsArgs, ProxyArgs, RelayArgs, ServiceArg};
 pub use self::start::{complain, dispatch, print_name, refuse};
 
 /// TCP over Nostr relays: reach a service by its key, with no public address and no DNS (NIP-74).
@@ -61,7 +61,7 @@ pub enum Command {
     /// Give local programs a SOCKS5 and HTTP proxy that opens .nostr names.
     ///
     /// SOCKS5 and HTTP are spoken on the same port. Names that end in .nostr go through their relays to their exit;
-    /// every other destination is refused.
+    /// every other destination goes through a public exit that is configured, and is refused if there is none.
     Proxy(ProxyArgs),
     /// Offer local services under a .nostr name.
     ///
@@ -69,6 +69,11 @@ pub enum Command {
     /// messages there. It prints its name. Its secret key is made on first start and kept in a file;
     /// the environment variable NWS_PRIVATE_KEY (hex or nsec1...) takes its place where there is no disk.
     Exit(ExitArgs),
+    /// List the public exits that announce themselves on relays.
+    ///
+    /// Anybody can announce an exit and call it what he likes: an exit sees where you go, and everything that is not
+    /// encrypted. Use one whose key you have from its owner.
+    Exits(ExitsArgs),
     /// Run a small Nostr relay in memory.
     ///
     /// For a try, a test, or a tunnel of your own. It keeps nothing when it ends.
@@ -89,6 +94,7 @@ impl Command {
         match self {
             Self::Proxy(_) => "proxy",
             Self::Exit(_) => "exit",
+            Self::Exits(_) => "exits",
             Self::Relay(_) => "relay",
             Self::Demo(_) => "demo",
             Self::Name(_) => "name",
@@ -112,14 +118,19 @@ impl Cli {
         let log = &mut settings.config.log;
         if let Some(filter) = self.global.log.clone().or_else(|| LogFilter::for_verbosity(steps)) {
             log.filter = filter;
-        } else if matches!(self.command, Command::Demo(_)) && log.filter == LogFilter::default() {
-            // The demo tells its own story, and the log would talk over it.
+        } else if matches!(self.command, Command::Demo(_) | Command::Exits(_)) && log.filter == LogFilter::default() {
+            // These tell their own story, and the log would talk over it.
             log.filter = LogFilter::for_verbosity(-1).unwrap_or_default();
         }
         match &self.command {
             Command::Proxy(args) => {
+                args.apply(&mut settings.config)?;
+                settings.fill_proxy(&sources)?;
+            }
+            Command::Exits(args) => {
                 args.apply(&mut settings.config);
                 settings.fill_proxy(&sources)?;
+                ExitsArgs::check(&settings.config)?;
             }
             Command::Exit(args) => {
                 args.apply(&mut settings)?;

@@ -47,6 +47,7 @@ async fn start(command: Command, settings: Settings, shutdown: Shutdown) -> Resu
             let keys = run::key::load(settings.private_key.as_ref(), settings.config.exit.key_file.as_deref())?;
             run::exit::run(settings.config, keys, shutdown).await
         }
+        Command::Exits(args) => run::exits::run(settings.config, args.wait, args.probe, args.json, shutdown).await,
         Command::Relay(_) => run::relay::run(settings.config, shutdown).await,
         Command::Demo(args) => run::demo::run(settings.config, args.once, shutdown).await,
     }

@@ -4,7 +4,9 @@ use clap::CommandFactory;
 
 use super::*;
 use crate::config::PRIVATE_KEY_VARIABLE;
+use crate::name::NostrName;
 use crate::proxy::Optimistic;
+use crate::proxy::exits::Exits;
 
 fn parse(args: &[&str]) -> Result<Cli, clap::Error> {
     Cli::try_parse_from(["nws"].iter().chain(args))
@@ -51,6 +53,32 @@ fn flags_of_the_proxy_replace_what_is_configured() {
 }
 
 #[test]
+fn the_exits_of_a_proxy_are_keys_in_order_or_any() {
+    let key = || NostrName::new(nostr::Keys::generate().public_key(), []).npub();
+    let (first, second, configured) = (key(), key(), key());
+    let exits = |args: &[&str]| {
+        let sources = Sources::none().variables([("NWS_PROXY__EXIT", format!("[\"{configured}\"]"))]);
+        over(sources, args).map(|settings| settings.config.proxy.exit)
+    };
+    let listed = |keys: &[&String]| Exits::Listed(keys.iter().map(|key| key.parse().unwrap()).collect());
+    assert_eq!(exits(&["proxy"]).unwrap(), listed(&[&configured]));
+    assert_eq!(exits(&["proxy", "--exit", &first, "--exit", &second]).unwrap(), listed(&[&first, &second]));
+    assert_eq!(exits(&["proxy", "--exit", "any"]).unwrap(), Exits::Any);
+    assert_eq!(exits(&["proxy", "--exit", "any", "--exit", &first]).unwrap_err().exit_code(), 64);
+    assert_eq!(settings(&["proxy"]).unwrap().config.proxy.exit, Exits::default());
+}
+
+#[test]
+fn looking_for_exits_needs_a_relay() {
+    let error = settings(&["exits"]).unwrap_err();
+    assert_eq!(error.exit_code(), 64);
+    assert!(error.to_string().contains("--relay"), "{error}");
+    let found = settings(&["exits", "--relay", "ws://a", "--wait", "1m"]).unwrap().config;
+    assert_eq!(texts(&found.relays), ["ws://a"]);
+    assert_eq!(found.log.filter.to_string(), "warn");
+}
+
+#[test]
 fn an_exit_offers_exactly_what_its_flags_say() {
     let sources = || {
         Sources::none().variables([
@@ -85,6 +113,7 @@ fn an_exit_needs_a_relay_and_something_to_offer() {
         assert_eq!(error.exit_code(), 64);
         assert!(error.to_string().contains(missing), "{error}");
     }
+    assert!(settings(&["exit", "--relay", "ws://a", "--public"]).unwrap().config.exit.public.enabled);
     // The general relays will do.
     let sources = Sources::none().variables([("NWS_RELAYS", r#"["ws://a"]"#)]);
     assert!(over(sources, &["exit", "--target", "a:1"]).is_ok());
@@ -155,6 +184,8 @@ fn what_makes_no_sense_is_refused_with_a_reason() {
         (&["exit", "--service", "80=127.0.0.1:0"], "port 0"),
         (&["exit", "--service", "80=a:1", "--target", "a:1"], "cannot be used with"),
         (&["exit", "--target", "127.0.0.1"], "has no port"),
+        (&["proxy", "--exit", "some"], "npub1"),
+        (&["exits", "--wait", "2h"], "a duration such as"),
         (&["exit", "--key", "x"], "--key"),
         (&["exit", "--private-key", "x"], "--private-key"),
         (&["relay", "--listen", "127.0.0.1:1", "--listen", "127.0.0.1:2"], "cannot be used multiple times"),

@@ -10,11 +10,8 @@ use nostr::RelayUrl;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use super::error::ValueError;
+use crate::destination::{Destination, Host};
 use crate::name::{NameError, parse_relay};
-use crate::proxy::connect::{Destination, Host};
-
-/// Longest name of a host (RFC 1035 section 2.3.4).
-const HOST_NAME_MAX: usize = 253;
 
 /// An address to listen on; port 0 takes a free one. A name is resolved when it is bound.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -142,11 +139,10 @@ fn host_port(text: &str) -> Result<Destination, ValueError> {
         None if host.contains(':') => return Err(wrong("has an IPv6 address without brackets")),
         None => Host::parse(host),
     };
-    if let Host::Name(name) = &host {
-        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_');
-        if name.len() > HOST_NAME_MAX || !name.bytes().all(plain) {
-            return Err(wrong("has a host that is neither a name nor an address"));
-        }
+    if let Host::Name(name) = &host
+        && !Host::is_plain_name(name)
+    {
+        return Err(wrong("has a host that is neither a name nor an address"));
     }
     Ok(Destination { host, port })
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytesize::ByteSize;
 
-use super::Config;
+use super::{Config, PublicConfig};
 use crate::limits::Limits;
 
 /// Longest duration that is taken: timers add it to the clock, which overflows on what some would write for "never".
@@ -19,6 +19,15 @@ const EVENT_MIN: ByteSize = ByteSize::kib(4);
 
 /// Largest message that the embedded relay can be told to take: the websocket library beneath ends there.
 const MESSAGE_MAX: ByteSize = ByteSize::mib(16);
+
+/// Shortest time between two announcements.
+const ANNOUNCE_INTERVAL_MIN: Duration = Duration::from_secs(1);
+
+/// Longest time between two announcements: proxies ask for those of the last hour.
+const ANNOUNCE_INTERVAL_MAX: Duration = Duration::from_secs(60 * 60);
+
+/// Longest text for people in an announcement, in characters: it is shown in a list.
+const TEXT_MAX: usize = 100;
 
 /// Something impossible.
 #[derive(Debug, PartialEq, Eq)]
@@ -42,7 +51,25 @@ pub(super) fn check(config: &Config) -> Result<(), Finding> {
         let reason = format!("is {}; it must be {MESSAGE_MAX} or less", relay.max_message);
         return Err(finding(&["relay.max_message"], reason));
     }
+    public(&config.exit.public)?;
     limits(&config.limits)
+}
+
+/// The checks of `[exit.public]`.
+fn public(public: &PublicConfig) -> Result<(), Finding> {
+    let interval = public.announce_interval;
+    if interval < ANNOUNCE_INTERVAL_MIN || interval > ANNOUNCE_INTERVAL_MAX {
+        let reason =
+            "must be between 1s and 1h: relays do not like more, and nobody finds what is announced less often";
+        return Err(finding(&["exit.public.announce_interval"], reason));
+    }
+    for (key, text) in [("exit.public.name", &public.name), ("exit.public.contact", &public.contact)] {
+        let wrong = |text: &String| text.chars().count() > TEXT_MAX || text.chars().any(char::is_control);
+        if text.as_ref().is_some_and(wrong) {
+            return Err(finding(&[key], format!("must be one line of at most {TEXT_MAX} characters")));
+        }
+    }
+    Ok(())
 }
 
 /// The checks of `[limits]`. Every field is named, so that a new one cannot be forgotten.
@@ -62,6 +89,7 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         session_streams,
         exit_sessions,
         relays_per_name,
+        known_exits,
         proxy_connections,
         session_idle,
         message_age,
@@ -98,6 +126,7 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         ("limits.session_streams", *session_streams as u64),
         ("limits.exit_sessions", *exit_sessions as u64),
         ("limits.relays_per_name", *relays_per_name as u64),
+        ("limits.known_exits", *known_exits as u64),
         ("limits.proxy_connections", *proxy_connections as u64),
     ] {
         at_least_one(key, count)?;
@@ -149,7 +178,7 @@ mod tests {
 
     #[test]
     fn values_at_their_bounds_are_possible() {
-        let changes: [Change; 8] = [
+        let changes: [Change; 10] = [
             |c| c.limits.window_initial = WINDOW_MIN,
             |c| c.limits.window_initial = c.limits.window_max,
             |c| c.limits.drain_timeout = Duration::ZERO,
@@ -158,6 +187,8 @@ mod tests {
             |c| c.limits.session_streams = 1,
             |c| c.relay.max_message = EVENT_MIN,
             |c| c.relay.max_message = MESSAGE_MAX,
+            |c| c.exit.public.announce_interval = ANNOUNCE_INTERVAL_MIN,
+            |c| c.exit.public.name = Some("x".repeat(TEXT_MAX)),
         ];
         for change in changes {
             let mut config = Config::default();
@@ -168,7 +199,7 @@ mod tests {
 
     #[test]
     fn impossible_values_name_their_key() {
-        let changes: [(&str, Change); 13] = [
+        let changes: [(&str, Change); 16] = [
             ("proxy.listen", |c| c.proxy.listen.clear()),
             ("relay.max_connections", |c| c.relay.max_connections = 0),
             ("relay.max_subscriptions", |c| c.relay.max_subscriptions = 0),
@@ -182,6 +213,9 @@ mod tests {
             ("limits.window_initial", |c| c.limits.window_max = ByteSize::b(c.limits.window_initial.as_u64() - 1)),
             ("limits.path_window_max", |c| c.limits.path_window_max = ByteSize::b(0)),
             ("limits.event_max", |c| c.limits.event_max = ByteSize::b(100)),
+            ("exit.public.announce_interval", |c| c.exit.public.announce_interval = Duration::from_millis(999)),
+            ("exit.public.name", |c| c.exit.public.name = Some("x".repeat(TEXT_MAX + 1))),
+            ("exit.public.contact", |c| c.exit.public.contact = Some("a\nb".to_owned())),
         ];
         for (key, change) in changes {
             let mut config = Config::default();

@@ -42,8 +42,8 @@ const KEY_HEX_LEN: usize = 64;
 pub struct DropIn {
     /// Where the values come from that were taken into the settings, by name and never by value.
     pub taken: Vec<Origin>,
-    /// The exit is asked to be a public one (`PUBLIC`), which it cannot be yet.
-    pub public: bool,
+    /// A value of `PUBLIC` that says neither yes nor no, and so nothing: the variable may be some other program's.
+    pub public_unclear: bool,
     /// Where exits are to connect back to (`PUBLIC_ADDRESS`), as it was written; they cannot yet.
     pub public_address: Option<String>,
 }
@@ -56,8 +56,8 @@ impl DropIn {
             let from = names.join(", ");
             tracing::info!(%from, "settings left open are taken from the environment of the Go program");
         }
-        if self.public {
-            tracing::warn!("{PUBLIC} has no effect: an exit for other names than its own is not supported yet");
+        if self.public_unclear {
+            tracing::warn!("{PUBLIC} has no effect: write true for a public exit, or use --public");
         }
         if self.public_address.is_some() {
             tracing::warn!("{PUBLIC_ADDRESS} has no effect: connections back to a proxy are not supported yet");
@@ -85,7 +85,7 @@ impl Settings {
     }
 
     /// Fills what files, our own variables and flags leave open for `nws exit`. An exit that has services of its own
-    /// gets no target beside them: nobody asked it to offer that.
+    /// gets no target beside them and does not become a public one: nobody asked it to offer that.
     ///
     /// # Errors
     ///
@@ -105,7 +105,18 @@ impl Settings {
             self.private_key = Some(PrivateKey::from_origin(value, origin.clone()));
             self.drop_in.taken.push(origin);
         }
-        self.drop_in.public = variables.get(PUBLIC)?.is_some_and(|(value, _)| !is_false(value));
+        if let Some((value, origin)) = variables.get(PUBLIC)?
+            && target_open
+            && !self.config.exit.public.enabled
+            && !is_one_of(&FALSE, value)
+        {
+            if is_one_of(&TRUE, value) {
+                self.config.exit.public.enabled = true;
+                self.drop_in.taken.push(origin);
+            } else {
+                self.drop_in.public_unclear = true;
+            }
+        }
         Ok(())
     }
 
@@ -142,8 +153,13 @@ fn target(value: &str, origin: &Origin) -> Result<Target, ConfigError> {
 }
 
 /// The words for "no" that Go's `strconv.ParseBool` takes.
-fn is_false(value: &str) -> bool {
-    ["0", "f", "F", "false", "FALSE", "False"].contains(&value)
+const FALSE: [&str; 6] = ["0", "f", "F", "false", "FALSE", "False"];
+
+/// The words for "yes".
+const TRUE: [&str; 6] = ["1", "t", "T", "true", "TRUE", "True"];
+
+fn is_one_of(words: &[&str], value: &str) -> bool {
+    words.contains(&value)
 }
 
 /// Refuses what has the form of a secret key, put in the place of another value by mistake: an error would repeat it,

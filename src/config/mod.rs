@@ -9,6 +9,7 @@ mod check;
 mod dropin;
 mod error;
 mod logging;
+mod public;
 mod service;
 mod source;
 
@@ -18,13 +19,16 @@ use bytesize::ByteSize;
 use nostr::RelayUrl;
 use serde::{Deserialize, Serialize};
 
+use crate::exit::Rule as ExitRule;
 use crate::limits::Limits;
 use crate::proxy::Optimistic;
+use crate::proxy::exits::{ExitName, Exits, Rule as ProxyRule};
 
 pub use self::address::{ListenAddr, Target};
 pub use self::dropin::DropIn;
 pub use self::error::{ConfigError, Origin, ValueError};
 pub use self::logging::{LogConfig, LogFilter, LogFormat};
+pub use self::public::PublicConfig;
 pub use self::service::{Service, Services, parse_port};
 pub use self::source::{PRIVATE_KEY_VARIABLE, PrivateKey, SYSTEM_FILE, Settings, Sources};
 
@@ -63,13 +67,26 @@ pub struct ProxyConfig {
     pub listen: Vec<ListenAddr>,
     /// When clients are told of success before the exit has accepted.
     pub optimistic: Optimistic,
+    /// The exits for names other than `.nostr`.
+    pub exit: Exits,
+    /// Exits that are never used.
+    pub exclude: Vec<ExitName>,
+    /// What goes where, before the exits.
+    pub rule: Vec<ProxyRule>,
     /// File for scripts, written when the proxy is ready.
     pub info_file: Option<PathBuf>,
 }
 
 impl Default for ProxyConfig {
     fn default() -> Self {
-        Self { listen: vec![ListenAddr::loopback(8882)], optimistic: Optimistic::default(), info_file: None }
+        Self {
+            listen: vec![ListenAddr::loopback(8882)],
+            optimistic: Optimistic::default(),
+            exit: Exits::default(),
+            exclude: Vec::new(),
+            rule: Vec::new(),
+            info_file: None,
+        }
     }
 }
 
@@ -87,6 +104,10 @@ pub struct ExitConfig {
     /// What is offered: the port that clients see, and where it leads.
     #[serde(deserialize_with = "service::services")]
     pub service: Services,
+    /// Other hosts, and how the exit is found by those who look for one.
+    pub public: PublicConfig,
+    /// What a public exit connects to, before its defaults.
+    pub rule: Vec<ExitRule>,
     /// File for scripts, written when the exit is ready.
     pub info_file: Option<PathBuf>,
 }

@@ -182,7 +182,11 @@ fn every_key_can_be_set_by_a_variable() {
 #[test]
 fn mistakes_in_a_file_name_the_file_the_key_and_the_reason() {
     for (text, key, reason) in [
-        ("[proxy]\nlisten_on = []", "proxy.listen_on", "unknown key; known here: listen, optimistic, info_file"),
+        (
+            "[proxy]\nlisten_on = []",
+            "proxy.listen_on",
+            "unknown key; known here: listen, optimistic, exit, exclude, rule, info_file",
+        ),
         ("colour = 'red'", "colour", "unknown key"),
         ("private_key = 'x'", "private_key", "unknown key"),
         ("[exit.service]\n0 = 'a:1'", "exit.service.0", "port 0"),
@@ -205,6 +209,19 @@ fn mistakes_in_a_file_name_the_file_the_key_and_the_reason() {
         ("[log]\nfilter = 'loud'", "log.filter", "not a log level"),
         ("[log]\nformat = 'xml'", "log.format", "not one of: human"),
         ("log = 'debug'", "log", "a section"),
+        ("[proxy]\nexit = 'some'", "proxy.exit", "npub1"),
+        ("[proxy]\nexit = ['any']", "proxy.exit.0", "npub1"),
+        ("[proxy]\nexclude = 'any'", "proxy.exclude", "must be a list"),
+        (
+            "[[proxy.rule]]\nto = '*'\nvia = 'nowhere'",
+            "proxy.rule.0.via",
+            "is neither \"exit\", \"direct\", \"reject\"",
+        ),
+        ("[[exit.rule]]\nto = '10.0.0.0/33'\naction = 'accept'", "exit.rule.0.to", "is no range"),
+        ("[[exit.rule]]\nto = '*'\nports = [0]\naction = 'accept'", "exit.rule.0.ports", "neither a port"),
+        ("[[exit.rule]]\nto = '*'\nports = []\naction = 'accept'", "exit.rule.0.ports", "is empty"),
+        ("[[exit.rule]]\nto = '*'\naction = 'allow'", "exit.rule.0.action", "not one of: accept, reject"),
+        ("[exit.public]\nannounce_interval = '0s'", "exit.public.announce_interval", "between 1s and 1h"),
     ] {
         let files = Files::new();
         let path = files.file("nws.toml", text);

@@ -96,6 +96,12 @@ impl IncomingEvent {
         &self.content
     }
 
+    /// Its tags.
+    #[must_use]
+    pub fn tags(&self) -> &[Vec<String>] {
+        &self.tags
+    }
+
     /// Whom it is addressed to: the first `p` tag.
     #[must_use]
     pub fn recipient(&self) -> Option<&str> {

@@ -1,5 +1,10 @@
-//! The service side: streams that peers ask for, joined to the services that this exit offers, and to nothing else.
+//! The service side: streams that peers ask for, joined to the services that this exit offers and, if it is a public
+//! one, to other hosts that its policy allows; to nothing else.
 
+mod dial;
+pub mod policy;
 mod service;
 
+pub use dial::Dialer;
+pub use policy::{Action, Policy, Rule};
 pub use service::{Exit, Services};

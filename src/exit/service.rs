@@ -1,16 +1,21 @@
-//! Which port seen by clients is which local service, and the joining of a stream to it.
+//! Where a stream goes: which port seen by clients is which local service, what is meant for other hosts, and the joining
+//! of a stream to either.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, debug_span};
 
+use super::dial::Dialer;
+use crate::destination::{Destination, Host, split_port};
 use crate::error::{Error, ErrorKind};
 use crate::limits::Limits;
+use crate::name;
 use crate::tunnel::copy::copy;
 use crate::tunnel::socket::Socket;
 use crate::tunnel::{Acceptor, Offer};
@@ -28,27 +33,27 @@ pub struct Services {
 }
 
 impl Services {
-    /// The target of a destination as a client wrote it; its host is of no importance here, only its port.
+    /// The target of a port.
     ///
     /// # Errors
     /// When no service is offered there.
-    pub fn find(&self, destination: Option<&str>, port: Option<u16>) -> Result<&str, Error> {
-        let named = || destination.and_then(|text| text.rsplit_once(':')).map(|(_, port)| port.parse::<u16>());
-        let port = port.map(Ok).or_else(named);
+    pub fn find(&self, port: Option<u16>) -> Result<&str, Error> {
         let target = match port {
-            Some(Ok(port)) => self.by_port.get(&port).or(self.default.as_ref()),
-            Some(Err(_)) => return Err(Error::new(ErrorKind::Protocol, "the port of the destination is no number")),
+            Some(port) => self.by_port.get(&port).or(self.default.as_ref()),
             None => self.only(),
         };
         target.map(String::as_str).ok_or_else(|| match port {
-            Some(Ok(port)) => Error::new(ErrorKind::Denied, format!("this exit offers no service on port {port}")),
-            _ => Error::new(ErrorKind::Denied, "this exit offers several services, and the destination names no port"),
+            Some(port) => Error::new(ErrorKind::Denied, format!("this exit offers no service on port {port}")),
+            None => {
+                Error::new(ErrorKind::Denied, "this exit offers several services, and the destination names no port")
+            }
         })
     }
 
-    /// Whether the destination alone does not tell which service is meant.
-    fn is_ambiguous(&self, destination: Option<&str>, port: Option<u16>) -> bool {
-        port.is_none() && !destination.is_some_and(|text| text.contains(':')) && self.only().is_none()
+    /// Whether a destination without a port does not tell which service is meant.
+    fn is_ambiguous(&self, port: Option<u16>) -> bool {
+        let offers_any = self.default.is_some() || !self.by_port.is_empty();
+        port.is_none() && offers_any && self.only().is_none()
     }
 
     /// The only target there is.
@@ -61,18 +66,57 @@ impl Services {
     }
 }
 
+/// What a client asks an exit for.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Asked {
+    /// A service of the exit's own, by its port if that was said.
+    Service(Option<u16>),
+    /// Another host.
+    Elsewhere(Destination),
+}
+
+impl Asked {
+    /// Reads a destination as a client wrote it, and its port where that was said apart. Services are meant by a `.nostr`
+    /// name, whichever it is (a client may know this exit by several), by a name without a dot, or by none.
+    fn read(destination: Option<&str>, port: Option<u16>) -> Result<Self, Error> {
+        let Some(text) = destination else { return Ok(Self::Service(port)) };
+        let (host, named) = split_port(text)
+            .map_err(|_| Error::new(ErrorKind::Protocol, "the port of the destination is no number"))?;
+        let port = port.or(named);
+        match Host::parse(host).canonical() {
+            Host::Name(name) if name::is_nostr(&name) || !name.contains('.') => Ok(Self::Service(port)),
+            host => match port {
+                Some(port) => Ok(Self::Elsewhere(Destination { host, port })),
+                None => Err(Error::new(ErrorKind::Denied, "the destination names no port")),
+            },
+        }
+    }
+}
+
 /// An exit that serves.
 #[derive(Debug)]
-pub struct Exit {
-    services: Arc<Services>,
+pub struct Exit(Arc<Offered>);
+
+/// What is behind an exit.
+#[derive(Debug)]
+struct Offered {
+    services: Services,
+    /// What connects to other hosts, at a public exit.
+    public: Option<Dialer>,
     limits: Arc<Limits>,
 }
 
 impl Exit {
-    /// An exit with these services.
+    /// An exit with these services and nothing else.
     #[must_use]
     pub fn new(services: Services, limits: Arc<Limits>) -> Self {
-        Self { services: Arc::new(services), limits }
+        Self::public(services, None, limits)
+    }
+
+    /// An exit with these services that also connects to other hosts, if there is what does that.
+    #[must_use]
+    pub fn public(services: Services, dialer: Option<Dialer>, limits: Arc<Limits>) -> Self {
+        Self(Arc::new(Offered { services, public: dialer, limits }))
     }
 
     /// Serves the streams that come in until `cancel`; those that are open then go on in `tracker`.
@@ -85,14 +129,14 @@ impl Exit {
             };
             let Some(offer) = offer else { return };
             let span = debug_span!("stream", peer = %offer.peer());
-            let (services, limits) = (Arc::clone(&self.services), Arc::clone(&self.limits));
-            tracker.spawn(async move { serve(&services, &limits, offer).await }.instrument(span));
+            let offered = Arc::clone(&self.0);
+            tracker.spawn(async move { serve(&offered, offer).await }.instrument(span));
         }
     }
 }
 
-async fn serve(services: &Services, limits: &Limits, offer: Offer) {
-    match connect(services, limits, &offer).await {
+async fn serve(offered: &Offered, offer: Offer) {
+    match connect(offered, &offer).await {
         Ok(service) => {
             let service = Socket::new(service);
             if let Some(stream) = offer.accept() {
@@ -106,30 +150,44 @@ async fn serve(services: &Services, limits: &Limits, offer: Offer) {
     }
 }
 
-/// Connects to the service that the client asks for.
-async fn connect(services: &Services, limits: &Limits, offer: &Offer) -> Result<TcpStream, Error> {
-    let target = match (offer.port(), services.is_ambiguous(offer.destination(), offer.port())) {
-        (port, false) => services.find(offer.destination(), port)?,
-        (_, true) => {
-            let first = tokio::time::timeout(limits.handshake_timeout, offer.first_bytes()).await;
-            let first =
-                first.map_err(|_| Error::new(ErrorKind::Timeout, "the client names no port and says nothing"))??;
-            services.find(offer.destination(), Some(guess_port(&first)))?
+/// Connects to what the client asks for.
+async fn connect(offered: &Offered, offer: &Offer) -> Result<TcpStream, Error> {
+    let Offered { services, public, limits } = offered;
+    let dial: BoxFuture<'_, Result<TcpStream, Error>> = match (Asked::read(offer.destination(), offer.port())?, public)
+    {
+        (Asked::Service(port), _) => {
+            let port = if services.is_ambiguous(port) { Some(told_port(limits, offer).await?) } else { port };
+            Box::pin(dial_service(services.find(port)?, limits.dial_timeout))
+        }
+        (Asked::Elsewhere(destination), Some(dialer)) => {
+            Box::pin(async move { dialer.connect(&destination, limits.dial_timeout).await })
+        }
+        (Asked::Elsewhere(_), None) => {
+            let reason = "this exit offers its own services only, under its .nostr name; it is not a public one";
+            return Err(Error::new(ErrorKind::Denied, reason));
         }
     };
-    let dial = async {
-        match tokio::time::timeout(limits.dial_timeout, TcpStream::connect(target)).await {
-            Ok(connected) => connected.map_err(|error| refused(&error)),
-            Err(_) => Err(Error::new(ErrorKind::Timeout, "the service does not answer")),
-        }
-    };
-    let mut dial = std::pin::pin!(dial);
+    let mut dial = dial;
     tokio::select! {
         biased;
         connected = &mut dial => return connected,
         () = tokio::time::sleep(HEARD_AFTER) => offer.heard(),
     }
     dial.await
+}
+
+async fn dial_service(target: &str, limit: Duration) -> Result<TcpStream, Error> {
+    match tokio::time::timeout(limit, TcpStream::connect(target)).await {
+        Ok(connected) => connected.map_err(|error| refused(&error)),
+        Err(_) => Err(Error::new(ErrorKind::Timeout, "the service does not answer")),
+    }
+}
+
+/// The port that the first bytes of a client tell, which names none.
+async fn told_port(limits: &Limits, offer: &Offer) -> Result<u16, Error> {
+    let first = tokio::time::timeout(limits.handshake_timeout, offer.first_bytes()).await;
+    let first = first.map_err(|_| Error::new(ErrorKind::Timeout, "the client names no port and says nothing"))??;
+    Ok(guess_port(&first))
 }
 
 /// What a client that names no port wants, by its first bytes: a TLS ClientHello goes to 443, all else to 80.
@@ -161,23 +219,48 @@ mod tests {
         }
     }
 
-    #[test]
-    fn a_port_leads_to_its_service_whatever_host_the_client_names() {
-        let services = services(&[22, 80], false);
-        for host in ["x.nostr", "example.com", "127.0.0.1", "[::1]"] {
-            assert_eq!(services.find(Some(&format!("{host}:80")), None).unwrap(), "127.0.0.1:1080");
+    fn target(services: &Services, destination: Option<&str>) -> Result<String, ErrorKind> {
+        match Asked::read(destination, None).map_err(|error| error.kind())? {
+            Asked::Service(port) => services.find(port).map(str::to_owned).map_err(|error| error.kind()),
+            Asked::Elsewhere(destination) => Ok(format!("elsewhere {destination}")),
         }
-        assert_eq!(services.find(Some("x.nostr:81"), None).unwrap_err().kind(), ErrorKind::Denied);
-        assert_eq!(services.find(Some("x.nostr:999999"), None).unwrap_err().kind(), ErrorKind::Protocol);
-        assert_eq!(services.find(Some("x.nostr"), None).unwrap_err().kind(), ErrorKind::Denied);
-        assert_eq!(services.find(None, None).unwrap_err().kind(), ErrorKind::Denied);
+    }
+
+    #[test]
+    fn a_port_leads_to_its_service_under_every_name_that_can_mean_the_exit() {
+        let services = services(&[22, 80], false);
+        for host in ["x.nostr", "X.NOSTR.", "localhost", "web", "npub1x"] {
+            assert_eq!(target(&services, Some(&format!("{host}:80"))).unwrap(), "127.0.0.1:1080", "{host}");
+        }
+        assert_eq!(target(&services, Some("x.nostr:81")), Err(ErrorKind::Denied));
+        assert_eq!(target(&services, Some("x.nostr:999999")), Err(ErrorKind::Protocol));
+        assert_eq!(target(&services, Some("x.nostr")), Err(ErrorKind::Denied));
+        assert_eq!(target(&services, None), Err(ErrorKind::Denied));
+    }
+
+    #[test]
+    fn other_hosts_are_never_a_service() {
+        let services = services(&[80], true);
+        for (text, read) in [
+            ("example.com:80", "example.com:80"),
+            ("Example.COM.:80", "example.com:80"),
+            ("x.nostr.example:80", "x.nostr.example:80"),
+            ("127.0.0.1:80", "127.0.0.1:80"),
+            ("2130706433:80", "127.0.0.1:80"),
+            ("[::1]:80", "[::1]:80"),
+        ] {
+            assert_eq!(target(&services, Some(text)).unwrap(), format!("elsewhere {read}"));
+        }
+        assert_eq!(target(&services, Some("example.com")), Err(ErrorKind::Denied));
+        let apart = Asked::read(Some("[::1]"), Some(80)).unwrap();
+        assert_eq!(apart, Asked::Elsewhere(Destination { host: Host::Ip("::1".parse().unwrap()), port: 80 }));
     }
 
     #[test]
     fn a_default_target_takes_every_other_port_and_an_only_service_takes_a_missing_one() {
-        assert_eq!(services(&[22], true).find(Some("x.nostr:80"), None).unwrap(), "127.0.0.1:9");
-        assert_eq!(services(&[22], true).find(Some("x.nostr:22"), None).unwrap(), "127.0.0.1:1022");
-        assert_eq!(services(&[22], false).find(Some("x.nostr"), None).unwrap(), "127.0.0.1:1022");
-        assert_eq!(services(&[], true).find(None, None).unwrap(), "127.0.0.1:9");
+        assert_eq!(target(&services(&[22], true), Some("x.nostr:80")).unwrap(), "127.0.0.1:9");
+        assert_eq!(target(&services(&[22], true), Some("x.nostr:22")).unwrap(), "127.0.0.1:1022");
+        assert_eq!(target(&services(&[22], false), Some("x.nostr")).unwrap(), "127.0.0.1:1022");
+        assert_eq!(target(&services(&[], true), None).unwrap(), "127.0.0.1:9");
     }
 }

@@ -2,53 +2,12 @@
 //! front ends and the routes behind them. A route is a `tower::Service<Connect, Response = BoxedIo, Error = Error>`.
 
 use std::fmt;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-/// The host of a destination, as the client wrote it.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum Host {
-    /// A name; never resolved on this machine.
-    Name(String),
-    /// An address.
-    Ip(IpAddr),
-}
-
-impl Host {
-    /// Reads a host as it stands in a URL or in `CONNECT`: a name, an IPv4 address, or an IPv6 address in brackets.
-    #[must_use]
-    pub fn parse(text: &str) -> Self {
-        let bare = text.strip_prefix('[').and_then(|t| t.strip_suffix(']')).unwrap_or(text);
-        bare.parse().map_or_else(|_| Self::Name(text.to_owned()), Self::Ip)
-    }
-}
-
-impl fmt::Display for Host {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Name(name) => f.write_str(name),
-            Self::Ip(IpAddr::V6(ip)) => write!(f, "[{ip}]"),
-            Self::Ip(ip) => write!(f, "{ip}"),
-        }
-    }
-}
-
-/// Host and port that a client wants to reach.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Destination {
-    /// The host.
-    pub host: Host,
-    /// The TCP port.
-    pub port: u16,
-}
-
-impl fmt::Display for Destination {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}", self.host, self.port)
-    }
-}
+pub use crate::destination::{Destination, Host};
 
 /// What tells clients of one proxy apart, so that their streams need not share a session.
 #[derive(Clone, PartialEq, Eq, Hash, Default)]

@@ -1,6 +1,8 @@
 //! The client side: listeners that speak SOCKS5 and HTTP on one port, and the routing of what they ask for.
 
+mod choose;
 pub mod connect;
+pub mod exits;
 mod http;
 pub mod listener;
 mod open;
@@ -8,6 +10,7 @@ mod page;
 mod route;
 mod socks;
 
+pub use choose::Chooser;
 pub use listener::Listener;
 pub use open::Route;
-pub use route::{Optimistic, Router};
+pub use route::{Optimistic, Plan, Router};

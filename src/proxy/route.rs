@@ -1,16 +1,25 @@
-//! Where a client's request goes: `.nostr` names to their exit, everything else nowhere yet.
+//! Where a client's request goes: `.nostr` names to their own exit, everything else by the rules of this proxy: through
+//! an exit, from this machine, or nowhere. Names are resolved by the exit; here only what goes directly.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tower::Service;
 
+use super::choose::Chooser;
 use super::connect::{BoxedIo, Connect, Destination, Host};
+use super::exits::{Exits, Rule, Via};
+use crate::addresses::reserved;
+use crate::dial::{Network, SystemNetwork, dial};
 use crate::error::{Error, ErrorKind};
 use crate::name::{self, NostrName};
+use crate::pattern::Pattern;
 use crate::tunnel::Tunnel;
 
 /// How long an opening waits for the first bytes of a client that has just been told of success: most clients speak
@@ -34,18 +43,44 @@ pub enum Optimistic {
     Never,
 }
 
+/// Ends of names that mean something on one network only (RFC 6761, RFC 6762, RFC 8375, ICANN's `internal`): no exit can
+/// know them, and none needs to learn of them.
+const LOCAL_SUFFIXES: [&str; 4] = ["localhost", "local", "home.arpa", "internal"];
+
+/// What a proxy does with names other than `.nostr`.
+#[derive(Debug)]
+pub struct Plan {
+    /// The rules; the first that is about a destination decides.
+    pub rules: Vec<Rule>,
+    /// The exits for what goes through one.
+    pub chooser: Chooser,
+    /// What connects without an exit.
+    pub network: Arc<dyn Network>,
+    /// How long that may take.
+    pub dial_timeout: Duration,
+}
+
 /// The route of a proxy.
 #[derive(Debug, Clone)]
 pub struct Router {
     tunnel: Arc<Tunnel>,
     optimistic: Optimistic,
+    plan: Arc<Plan>,
 }
 
 impl Router {
-    /// Routes over these tunnels.
+    /// Routes `.nostr` names over these tunnels, and nothing else.
     #[must_use]
-    pub const fn new(tunnel: Arc<Tunnel>, optimistic: Optimistic) -> Self {
-        Self { tunnel, optimistic }
+    pub fn new(tunnel: Arc<Tunnel>, optimistic: Optimistic) -> Self {
+        let chooser = Chooser::new(Arc::clone(&tunnel), None, Exits::default(), Vec::new());
+        let plan = Plan { rules: Vec::new(), chooser, network: Arc::new(SystemNetwork), dial_timeout: Duration::ZERO };
+        Self { tunnel, optimistic, plan: Arc::new(plan) }
+    }
+
+    /// Everything other than `.nostr` names goes as planned.
+    #[must_use]
+    pub fn with_plan(self, plan: Plan) -> Self {
+        Self { plan: Arc::new(plan), ..self }
     }
 }
 
@@ -73,55 +108,225 @@ impl Service<Connect> for Router {
     }
 
     fn call(&mut self, connect: Connect) -> Self::Future {
-        let (tunnel, optimistic) = (Arc::clone(&self.tunnel), self.optimistic);
+        let (tunnel, optimistic, plan) = (Arc::clone(&self.tunnel), self.optimistic, Arc::clone(&self.plan));
         Box::pin(async move {
-            let name = nostr_name(&connect.destination)?;
-            let (port, early) = (connect.destination.port, &connect.early_data);
-            let stream = match hold(&tunnel, optimistic, &name, &connect) {
-                Some(hold) => tunnel.open_eager(&name, port, early, hold).await?,
-                None => tunnel.open(&name, port, early).await?,
-            };
-            Ok(Box::new(stream) as BoxedIo)
+            if let Host::Name(host) = &connect.destination.host
+                && name::is_nostr(host)
+            {
+                let name = host.parse::<NostrName>()?;
+                let (port, early) = (connect.destination.port, &connect.early_data);
+                let stream = match hold(&tunnel, optimistic, &name, &connect) {
+                    Some(hold) => tunnel.open_eager(&name, port, early, hold).await?,
+                    None => tunnel.open(&name, port, early).await?,
+                };
+                return Ok(Box::new(stream) as BoxedIo);
+            }
+            let destination =
+                Destination { host: connect.destination.host.canonical(), port: connect.destination.port };
+            match decide(&plan.rules, &destination)? {
+                Way::Exit => begin(plan.chooser.open(&destination).await?, &connect.early_data).await,
+                Way::This(exit) => begin(plan.chooser.open_via(exit, &destination).await?, &connect.early_data).await,
+                Way::Direct(rule) => begin(plan.dial(rule, &destination).await?, &connect.early_data).await,
+            }
         })
     }
 }
 
-/// The `.nostr` name of a destination; the error says why there is none.
-fn nostr_name(destination: &Destination) -> Result<NostrName, Error> {
-    match &destination.host {
-        Host::Name(host) if name::is_nostr(host) => Ok(host.parse::<NostrName>()?),
-        _ => Err(Error::new(
-            ErrorKind::Denied,
-            format!("{destination} is no .nostr name, and no exit for other names is configured"),
-        )),
+/// Sends the first bytes, which did not travel with the opening.
+async fn begin<S>(mut stream: S, early: &[u8]) -> Result<BoxedIo, Error>
+where
+    S: super::connect::Io + AsyncWrite,
+{
+    let send = async {
+        stream.write_all(early).await?;
+        stream.flush().await
+    };
+    send.await.map_err(|error| Error::from_io(&error, "sending the first bytes"))?;
+    Ok(Box::new(stream))
+}
+
+impl Plan {
+    /// Connects from this machine. A name that leads to a reserved address is refused, unless the rule is about that name
+    /// or another one sends that address directly, too: sites could otherwise reach into this network by their names.
+    async fn dial(&self, rule: &Rule, destination: &Destination) -> Result<TcpStream, Error> {
+        dial(&*self.network, destination, self.dial_timeout, |found| {
+            let allowed = |ip: &IpAddr| {
+                let Some(reserved) = reserved(*ip) else { return true };
+                let opens = |other: &Rule| {
+                    other.via == Via::Direct
+                        && other.ports.has(destination.port)
+                        && other.to.has_address(*ip)
+                        && other.to.is_within(&reserved)
+                };
+                matches!(rule.to, Pattern::Suffix(_)) || self.rules.iter().any(opens)
+            };
+            match found.iter().find(|ip| !allowed(ip)) {
+                Some(_) => Err(private(destination)),
+                None => Ok(found.to_vec()),
+            }
+        })
+        .await
     }
+}
+
+/// The way of a destination.
+#[derive(Debug, PartialEq, Eq)]
+enum Way<'a> {
+    Exit,
+    This(&'a super::exits::ExitName),
+    Direct(&'a Rule),
+}
+
+/// Finds the way of a destination that is no `.nostr` name. Private ones are opened only by rules that name them.
+fn decide<'a>(rules: &'a [Rule], destination: &Destination) -> Result<Way<'a>, Error> {
+    let reserved = match &destination.host {
+        Host::Ip(ip) => reserved(*ip),
+        Host::Name(_) => None,
+    };
+    let local = reserved.is_some() || matches!(&destination.host, Host::Name(name) if is_local(name));
+    for rule in rules.iter().filter(|rule| rule.ports.has(destination.port)) {
+        let (matches, names_it) = match &destination.host {
+            Host::Ip(ip) => (rule.to.has_address(*ip), reserved.as_ref().is_some_and(|r| rule.to.is_within(r))),
+            Host::Name(name) => (rule.to.has_name(name), matches!(rule.to, Pattern::Suffix(_))),
+        };
+        match &rule.via {
+            _ if !matches => {}
+            Via::Reject => {
+                let reason = format!("a rule of this proxy forbids {destination} (proxy.rule)");
+                return Err(Error::new(ErrorKind::Denied, reason));
+            }
+            _ if local && !names_it => {}
+            Via::Exit => return Ok(Way::Exit),
+            Via::This(exit) => return Ok(Way::This(exit)),
+            Via::Direct => return Ok(Way::Direct(rule)),
+        }
+    }
+    if local { Err(private(destination)) } else { Ok(Way::Exit) }
+}
+
+/// Whether a name is one of this machine or its network.
+fn is_local(name: &str) -> bool {
+    let below = |suffix: &str| name.strip_suffix(suffix).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+    !name.contains('.') || LOCAL_SUFFIXES.iter().any(|suffix| below(suffix))
+}
+
+fn private(destination: &Destination) -> Error {
+    let way_out = "only a rule that names it can send it somewhere (proxy.rule)";
+    Error::new(ErrorKind::Denied, format!("{destination} is of this machine or of a private network; {way_out}"))
 }
 
 #[cfg(test)]
 mod tests {
+    use nostr::Keys;
+
     use super::*;
 
-    fn route(host: &str) -> Result<NostrName, Error> {
-        nostr_name(&Destination { host: Host::parse(host), port: 80 })
+    fn destination(host: &str, port: u16) -> Destination {
+        Destination { host: Host::parse(host).canonical(), port }
+    }
+
+    fn rules(text: &str) -> Vec<Rule> {
+        serde_json::from_str(text).unwrap()
+    }
+
+    fn way(rules: &[Rule], host: &str, port: u16) -> String {
+        match decide(rules, &destination(host, port)) {
+            Ok(Way::Exit) => "exit".to_owned(),
+            Ok(Way::This(exit)) => exit.to_string(),
+            Ok(Way::Direct(_)) => "direct".to_owned(),
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Denied, "{host}");
+                "reject".to_owned()
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn without_an_exit_the_answer_says_how_to_configure_one() {
+        let tunnel = Arc::new(Tunnel::new(Vec::new(), Arc::default()));
+        let mut router = Router::new(tunnel, Optimistic::default());
+        let connect = Connect {
+            destination: destination("www.example.com", 443),
+            eager: false,
+            early_data: bytes::Bytes::new(),
+            isolation: super::super::connect::Isolation::default(),
+        };
+        let error = router.call(connect.clone()).await.err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::Denied);
+        for words in ["www.example.com", "--exit NPUB", "proxy.exit", "nws exits"] {
+            assert!(error.reason().contains(words), "{error}");
+        }
+        let wrong = Connect { destination: destination("nonsense.nostr", 80), ..connect };
+        assert_eq!(router.call(wrong).await.err().unwrap().kind(), ErrorKind::HostUnreachable);
     }
 
     #[test]
-    fn names_of_the_clear_net_and_addresses_are_denied_and_say_so() {
-        for host in ["example.com", "127.0.0.1", "[::1]", "nostr", "x.nostr.example"] {
-            let error = route(host).unwrap_err();
-            assert_eq!(error.kind(), ErrorKind::Denied, "{host}");
-            assert!(error.reason().contains(host), "{error}");
+    fn without_rules_private_destinations_go_nowhere_and_all_else_through_an_exit() {
+        for host in [
+            "127.0.0.1",
+            "[::1]",
+            "10.0.0.1",
+            "0x7f.1",
+            "2130706433",
+            "localhost",
+            "a.localhost",
+            "printer",
+            "printer.local",
+            "x.home.arpa",
+            "db.internal",
+            "169.254.169.254",
+            "[::ffff:1.1.1.1]",
+            "LOCALHOST.",
+        ] {
+            assert_eq!(way(&[], host, 80), "reject", "{host}");
+        }
+        for host in
+            ["example.com", "1.1.1.1", "[2606:4700::1]", "x.nostr.example", "notlocal.example", "mylocalhost.de"]
+        {
+            assert_eq!(way(&[], host, 80), "exit", "{host}");
         }
     }
 
     #[test]
-    fn a_name_that_is_wrong_does_not_resolve() {
-        assert_eq!(route("nonsense.nostr").unwrap_err().kind(), ErrorKind::HostUnreachable);
+    fn the_first_rule_that_matches_decides() {
+        let npub = NostrName::new(Keys::generate().public_key(), []).npub();
+        let rules = rules(&format!(
+            r#"[{{"to":"ads.example","via":"reject"}}, {{"to":"bank.example","ports":[443],"via":"{npub}"}},
+                {{"to":"9.9.9.0/24","via":"direct"}}, {{"to":"*","ports":[25],"via":"reject"}},
+                {{"to":"mail.example","via":"exit"}}, {{"to":"*","via":"direct"}}]"#
+        ));
+        for (host, port, expected) in [
+            ("x.ads.example", 443, "reject"),
+            ("bank.example", 443, &*npub),
+            ("bank.example", 80, "direct"),
+            ("9.9.9.9", 25, "direct"),
+            ("mail.example", 25, "reject"),
+            ("mail.example", 587, "exit"),
+            ("example.com", 80, "direct"),
+        ] {
+            assert_eq!(way(&rules, host, port), expected, "{host}:{port}");
+        }
     }
 
     #[test]
-    fn a_nostr_name_is_found_in_any_case() {
-        let name = "ETPJKBPF60N30BHG5OO3KDPN6SRG.7rqkr7rul8t6vbtekq0b3k274i696g47eo1765t9add20llitt9g.nostr.";
-        assert_eq!(route(name).unwrap().relays.len(), 1);
+    fn only_rules_that_name_private_destinations_open_them() {
+        let wide =
+            rules(r#"[{"to":"*","via":"exit"}, {"to":"0.0.0.0/0","via":"direct"}, {"to":"::/0","via":"direct"}]"#);
+        for host in ["127.0.0.1", "[::1]", "10.0.0.1", "localhost", "printer"] {
+            assert_eq!(way(&wide, host, 80), "reject", "{host}");
+        }
+        let named = rules(
+            r#"[{"to":"10.1.0.0/16","via":"direct"}, {"to":"printer","via":"direct"}, {"to":"127.0.0.1","via":"exit"}]"#,
+        );
+        for (host, expected) in [
+            ("10.1.2.3", "direct"),
+            ("10.2.0.1", "reject"),
+            ("printer", "direct"),
+            ("127.0.0.1", "exit"),
+            ("127.0.0.2", "reject"),
+        ] {
+            assert_eq!(way(&named, host, 80), expected, "{host}");
+        }
+        assert_eq!(way(&rules(r#"[{"to":"*","via":"reject"}]"#), "example.com", 80), "reject");
     }
 }

@@ -21,7 +21,7 @@ use super::frame::{self, RelayFrame};
 use super::link::{Arrival, Attached, Control, Notice, Outgoing, Shared};
 use super::nip11;
 use super::transport::{self, Transport};
-use crate::envelope::{EventLimits, KIND_MESSAGE};
+use crate::envelope::EventLimits;
 
 /// Largest frame taken from a relay: far more than any event of ours, and a bound on what a relay can make us hold.
 const FRAME_MAX: usize = 256 * 1024;
@@ -255,9 +255,10 @@ async fn on_frame(talk: &Talk<'_>, text: Utf8Bytes) {
             let number = subscription.parse().unwrap_or(u64::MAX);
             let arrivals = {
                 let state = shared.state();
-                state.attached.get(&number).and_then(|a| a.subscription.as_ref()).map(|s| s.arrivals.clone())
+                let subscription = state.attached.get(&number).and_then(|a| a.subscription.as_ref());
+                subscription.filter(|s| s.wanted.takes(event.kind)).map(|s| s.arrivals.clone())
             };
-            if let Some(arrivals) = arrivals.filter(|_| event.kind == KIND_MESSAGE) {
+            if let Some(arrivals) = arrivals {
                 // A full channel makes the relay wait, which is what it is for.
                 let _ = arrivals.send(Arrival { path: shared.id, event }).await;
             }

@@ -1,10 +1,11 @@
-//! The frames of NIP-01 and NIP-42 between a client and a relay, read and written for tunnel traffic.
+//! The frames of NIP-01 and NIP-42 between a client and a relay, read and written for tunnel traffic, and for the few
+//! kept events beside it.
 
 use std::borrow::Cow;
 use std::fmt;
 
 use bytes::Bytes;
-use nostr::{Event, EventBuilder, Keys, RelayUrl};
+use nostr::{Event, EventBuilder, Filter, Keys, RelayUrl, Timestamp};
 use serde::de::{Error as _, IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 
@@ -95,29 +96,61 @@ struct Text<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// Which events a subscription wants.
 #[derive(Debug, Clone)]
-pub struct Wanted {
-    /// Addressed to this key, in hexadecimal.
-    pub recipient: String,
-    /// From this key only, in hexadecimal.
-    pub author: Option<String>,
+pub enum Wanted {
+    /// Messages of tunnels.
+    Messages {
+        /// Addressed to this key, in hexadecimal.
+        recipient: String,
+        /// From this key only, in hexadecimal.
+        author: Option<String>,
+    },
+    /// Events that relays keep, those of the last time and all that follow.
+    Kept {
+        /// What they must be like; one filter is enough. Each names its kinds.
+        filters: Vec<Filter>,
+        /// How far back, in seconds.
+        look_back: u64,
+    },
 }
 
-/// How far back a subscription looks: clocks differ, and relays compare to the second.
+impl Wanted {
+    /// Whether an event of this kind can be meant; relays may send what nobody asked for.
+    pub(super) fn takes(&self, kind: u16) -> bool {
+        match self {
+            Self::Messages { .. } => kind == KIND_MESSAGE,
+            Self::Kept { filters, .. } => {
+                filters.iter().flat_map(|filter| &filter.kinds).flatten().any(|wanted| wanted.as_u16() == kind)
+            }
+        }
+    }
+}
+
+/// How far back a subscription to messages looks: clocks differ, and relays compare to the second.
 const LOOK_BACK_SECONDS: u64 = 60;
 
-/// `REQ` for the messages to a key. `limit: 1` keeps relays that store ephemeral events for a while from replaying
-/// them, and makes those answer `EOSE` that do not for `limit: 0`.
+/// `REQ` for what is wanted. `limit: 1` keeps relays that store ephemeral events for a while from replaying them, and
+/// makes those answer `EOSE` that do not for `limit: 0`.
 pub(super) fn req(subscription: &str, wanted: &Wanted, now: u64) -> String {
-    let mut filter = serde_json::json!({
-        "kinds": [KIND_MESSAGE],
-        "#p": [wanted.recipient],
-        "since": now.saturating_sub(LOOK_BACK_SECONDS),
-        "limit": 1,
-    });
-    if let Some(author) = &wanted.author {
-        filter["authors"] = serde_json::json!([author]);
+    match wanted {
+        Wanted::Messages { recipient, author } => {
+            let mut filter = serde_json::json!({
+                "kinds": [KIND_MESSAGE],
+                "#p": [recipient],
+                "since": now.saturating_sub(LOOK_BACK_SECONDS),
+                "limit": 1,
+            });
+            if let Some(author) = author {
+                filter["authors"] = serde_json::json!([author]);
+            }
+            serde_json::json!(["REQ", subscription, filter]).to_string()
+        }
+        Wanted::Kept { filters, look_back } => {
+            let since = Timestamp::from_secs(now.saturating_sub(*look_back));
+            let mut frame = vec![serde_json::json!("REQ"), serde_json::json!(subscription)];
+            frame.extend(filters.iter().map(|filter| serde_json::json!(filter.clone().since(since))));
+            serde_json::json!(frame).to_string()
+        }
     }
-    serde_json::json!(["REQ", subscription, filter]).to_string()
 }
 
 /// `CLOSE` of a subscription.
@@ -185,10 +218,22 @@ mod tests {
 
     #[test]
     fn a_subscription_looks_back_a_minute_and_asks_for_one_stored_event() {
-        let wanted = Wanted { recipient: "aa".into(), author: Some("bb".into()) };
+        let wanted = Wanted::Messages { recipient: "aa".into(), author: Some("bb".into()) };
         let frame: serde_json::Value = serde_json::from_str(&req("s", &wanted, 1_000)).unwrap();
         let filter = serde_json::json!({"kinds": [28333], "#p": ["aa"], "authors": ["bb"], "since": 940, "limit": 1});
         assert_eq!(frame, serde_json::json!(["REQ", "s", filter]));
+    }
+
+    #[test]
+    fn kept_events_are_asked_for_by_all_filters_with_the_time_that_it_is() {
+        let filters =
+            vec![Filter::new().kind(nostr::Kind::from(38333)), Filter::new().kind(nostr::Kind::from(5)).limit(7)];
+        let wanted = Wanted::Kept { filters, look_back: 100 };
+        let frame: serde_json::Value = serde_json::from_str(&req("s", &wanted, 1_000)).unwrap();
+        let expected =
+            serde_json::json!(["REQ", "s", {"kinds": [38333], "since": 900}, {"kinds": [5], "since": 900, "limit": 7}]);
+        assert_eq!(frame, expected);
+        assert!(wanted.takes(5) && wanted.takes(38333) && !wanted.takes(28333) && !wanted.takes(1));
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! `nws exit`: services offered under a key.
+//! `nws exit`: services offered under a key, and other hosts if the exit is a public one.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -8,8 +8,9 @@ use nostr::Keys;
 use super::RunError;
 use super::info::Info;
 use super::shutdown::Shutdown;
-use crate::config::Config;
-use crate::exit::{Exit, Services};
+use crate::config::{Config, PublicConfig};
+use crate::directory::{Announcer, Profile};
+use crate::exit::{Dialer, Exit, Policy, Services};
 use crate::name::NostrName;
 use crate::tunnel::Acceptor;
 
@@ -23,10 +24,14 @@ pub async fn run(config: Config, keys: Keys, shutdown: Shutdown) -> Result<(), R
         by_port: config.exit.service.iter().map(|(port, service)| (*port, service.target.to_string())).collect(),
         default: config.exit.target.as_ref().map(ToString::to_string),
     };
+    let policy = config.exit.public.enabled.then(|| Policy::new(config.exit.rule));
+    if policy.is_some() {
+        tracing::warn!("this exit is public: whoever finds it reaches the internet with this machine's address");
+    }
     let limits = Arc::new(config.limits);
     let name = NostrName::new(keys.public_key(), relays.clone());
-    let mut acceptor = Acceptor::start(keys, &relays, Arc::clone(&limits));
-    greet(&name, &services);
+    let mut acceptor = Acceptor::start(keys.clone(), &relays, Arc::clone(&limits));
+    greet(&name, &services, policy.as_ref());
     tokio::select! {
         () = acceptor.ready() => {}
         () = shutdown.requested() => return Ok(()),
@@ -37,20 +42,44 @@ pub async fn run(config: Config, keys: Keys, shutdown: Shutdown) -> Result<(), R
     info.npub = Some(name.npub());
     info.relays = Some(relays);
     let _info = info.write_if(config.exit.info_file.as_deref())?;
-    Exit::new(services, limits).serve(&mut acceptor, shutdown.token(), shutdown.tracker()).await;
-    shutdown.drain().await;
+    let announcing = policy.as_ref().map(|policy| {
+        let PublicConfig { announce_interval, name, contact, .. } = config.exit.public;
+        let profile = Profile { interval: announce_interval, ports: policy.open_ports(), name, contact };
+        let announcer = Announcer::new(keys, acceptor.links(), acceptor.heard_on(), profile);
+        tokio::spawn(announcer.run(shutdown.token().clone()))
+    });
+    Exit::public(services, policy.map(Dialer::new), limits)
+        .serve(&mut acceptor, shutdown.token(), shutdown.tracker())
+        .await;
+    // Nobody is to find what is about to end; connections that are open go on meanwhile.
+    let (taken_back, _) = tokio::join!(
+        async {
+            match announcing {
+                Some(announcing) => announcing.await.is_ok(),
+                None => true,
+            }
+        },
+        shutdown.drain()
+    );
+    if !taken_back {
+        tracing::error!("the announcing of this exit has broken down");
+    }
     acceptor.close().await;
     Ok(())
 }
 
 /// Tells the operator under which name the services are reached.
-fn greet(name: &NostrName, services: &Services) {
+fn greet(name: &NostrName, services: &Services, policy: Option<&Policy>) {
     let mut text = format!("http://{name}/\n{}\n", name.npub());
     for (port, target) in &services.by_port {
         text.push_str(&format!("  port {port} -> {target}\n"));
     }
     if let Some(target) = &services.default {
         text.push_str(&format!("  every other port -> {target}\n"));
+    }
+    if let Some(policy) = policy {
+        let ports: Vec<_> = policy.open_ports().texts().collect();
+        text.push_str(&format!("  other hosts: ports {}\n", ports.join(", ")));
     }
     // Nobody may be reading; the exit works all the same.
     let _ = io::stdout().write_all(text.as_bytes());

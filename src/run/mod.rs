@@ -3,6 +3,7 @@
 
 pub mod demo;
 pub mod exit;
+pub mod exits;
 pub mod info;
 pub mod key;
 pub mod log;

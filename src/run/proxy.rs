@@ -2,13 +2,18 @@
 
 use std::sync::Arc;
 
+use nostr::RelayUrl;
 use tokio::sync::Semaphore;
 
 use super::RunError;
 use super::info::Info;
 use super::shutdown::Shutdown;
-use crate::config::Config;
-use crate::proxy::{Listener, Router};
+use crate::config::{Config, ProxyConfig};
+use crate::dial::SystemNetwork;
+use crate::directory::Directory;
+use crate::limits::Limits;
+use crate::proxy::exits::{Exits, Via};
+use crate::proxy::{Chooser, Listener, Plan, Router};
 use crate::tunnel::Tunnel;
 
 /// Runs a proxy until the end is asked for and its connections are done.
@@ -16,7 +21,7 @@ use crate::tunnel::Tunnel;
 /// # Errors
 /// When an address cannot be listened on or the information file cannot be written.
 pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
-    let limits = Arc::new(config.limits);
+    let limits = Arc::new(config.limits.clone());
     let slots = Arc::new(Semaphore::new(limits.proxy_connections.min(Semaphore::MAX_PERMITS)));
     let mut listeners = Vec::new();
     for address in &config.proxy.listen {
@@ -25,12 +30,13 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
         let listener = Listener::bind(resolved).await.map_err(|error| RunError::Failed(error.to_string()))?;
         listeners.push(listener.with_slots(Arc::clone(&slots)));
     }
-    let tunnel = Arc::new(Tunnel::new(config.relays, Arc::clone(&limits)));
+    let tunnel = Arc::new(Tunnel::new(config.relays.clone(), Arc::clone(&limits)));
+    let plan = plan(&tunnel, config.proxy.clone(), &config.relays, &limits);
+    let router = Router::new(Arc::clone(&tunnel), config.proxy.optimistic).with_plan(plan);
     let addresses: Vec<_> = listeners.iter().map(Listener::local_addr).collect();
     for listener in listeners {
         let (token, tracker) = (shutdown.token().clone(), shutdown.tracker().clone());
-        let router = Router::new(Arc::clone(&tunnel), config.proxy.optimistic);
-        tokio::spawn(listener.serve(router, Arc::clone(&limits), token, tracker));
+        tokio::spawn(listener.serve(router.clone(), Arc::clone(&limits), token, tracker));
     }
     for address in &addresses {
         tracing::info!(%address, "the proxy listens (SOCKS5 and HTTP)");
@@ -40,4 +46,32 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     shutdown.drain().await;
     tunnel.close().await;
     Ok(())
+}
+
+/// What is done with names other than `.nostr`. There is a directory if an exit may have to be found.
+fn plan(tunnel: &Arc<Tunnel>, config: ProxyConfig, relays: &[RelayUrl], limits: &Arc<Limits>) -> Plan {
+    let ProxyConfig { exit, exclude, rule: rules, .. } = config;
+    let of_rules = rules.iter().filter_map(|rule| match &rule.via {
+        Via::This(exit) => Some(exit.0.public_key),
+        _ => None,
+    });
+    let wanted: Option<Vec<_>> = match &exit {
+        Exits::Any => {
+            tracing::warn!(
+                "proxy.exit is \"any\": strangers see where this proxy's clients go, and what is not encrypted"
+            );
+            None
+        }
+        Exits::Listed(list) => Some(list.iter().map(|exit| exit.0.public_key).chain(of_rules).collect()),
+    };
+    if relays.is_empty() && exit == Exits::Any {
+        tracing::warn!("no exit can be found without relays; give --relay URL, or set relays in the configuration");
+    }
+    let needed = wanted.as_ref().is_none_or(|wanted| !wanted.is_empty()) && !relays.is_empty();
+    let directory = needed.then(|| {
+        let links: Vec<_> = relays.iter().map(|relay| tunnel.link(relay)).collect();
+        Arc::new(Directory::start(&links, wanted, Arc::clone(limits)))
+    });
+    let chooser = Chooser::new(Arc::clone(tunnel), directory, exit, exclude);
+    Plan { rules, chooser, network: Arc::new(SystemNetwork), dial_timeout: limits.dial_timeout }
 }

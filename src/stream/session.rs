@@ -153,6 +153,15 @@ impl Session {
         self.arm(key);
     }
 
+    /// Takes somebody's word that the peer speaks streams, if nothing is known of it: then its silence is not taken for an
+    /// old peer's.
+    pub fn expect_streams(&mut self) {
+        if matches!(self.tongue, Tongue::Unknown | Tongue::Silent) {
+            self.silent_since = None;
+            self.tongue = Tongue::Streams;
+        }
+    }
+
     /// Accepts a stream of the peer's: the destination is connected.
     pub fn accept(&mut self, now: Instant, key: Uuid) {
         if let Some(stream) = self.streams.get_mut(&key)
@@ -239,6 +248,12 @@ impl Session {
     /// When it refused, did not answer in time, or the stream does not exist.
     pub fn is_open(&mut self, key: Uuid) -> Result<bool, Error> {
         Ok(matches!(self.living(key)?.phase, Phase::Open))
+    }
+
+    /// Whether the peer has said anything about the stream, be it that it refuses.
+    #[must_use]
+    pub fn is_answered(&self, key: Uuid) -> bool {
+        self.streams.get(&key).is_some_and(|stream| stream.answered)
     }
 
     /// Whether the stream's `CONNECT` may have to be published again, as the same event.

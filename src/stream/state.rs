@@ -91,6 +91,8 @@ pub(super) struct Stream {
     pub(super) destination: Option<String>,
     /// Whether the peer has shown that it knows of the acceptance.
     pub(super) confirmed: bool,
+    /// Whether the peer has said anything about it.
+    pub(super) answered: bool,
     /// Whether it stands in the session's queue of streams with data.
     pub(super) queued_data: bool,
     /// Whether it stands in the session's queue of streams with an acknowledgement due.
@@ -121,6 +123,7 @@ impl Stream {
             old: None,
             destination: None,
             confirmed: false,
+            answered: false,
             queued_data: false,
             queued_ack: false,
             timer: None,

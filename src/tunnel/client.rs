@@ -17,6 +17,7 @@ use super::driver::{ARRIVALS_MAX, Driver, OPENINGS_MIN, Recent, Sent, subscribe_
 use super::memory::Memory;
 use super::shared::Shared;
 use super::stream::TunnelStream;
+use crate::destination::Destination;
 use crate::envelope::Conversation;
 use crate::error::{Error, ErrorKind};
 use crate::limits::Limits;
@@ -35,6 +36,26 @@ struct Client {
     shared: Arc<Shared>,
     /// Held by the session while it lives, and not by us.
     links: Vec<Weak<Link>>,
+}
+
+/// Why a stream through an exit could not be opened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Unopened {
+    /// What went wrong.
+    pub error: Error,
+    /// Whether the exit has said anything about the stream; if not, it is gone, or its relays are.
+    pub answered: bool,
+}
+
+/// Ends when the exit has been silent for too long.
+async fn silence(stream: &TunnelStream, patience: Option<Duration>) {
+    if let Some(patience) = patience {
+        tokio::time::sleep(patience).await;
+        if !stream.is_answered() {
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 /// Opens streams to exits; see the module.
@@ -76,7 +97,7 @@ impl Tunnel {
     /// When the exit refuses, does not answer in time, no relay can be reached, or the name has no relay and none is
     /// configured. Dropping the future gives the stream up.
     pub async fn open(&self, name: &NostrName, port: u16, early: &[u8]) -> Result<TunnelStream, Error> {
-        let (stream, taken) = self.begin(name, port, early, None)?;
+        let (stream, taken) = self.begin(name, name.to_string(), port, early, None)?;
         stream.opened().await?;
         send_rest(stream, &early[taken..]).await
     }
@@ -96,7 +117,7 @@ impl Tunnel {
         early: &[u8],
         hold: Duration,
     ) -> Result<TunnelStream, Error> {
-        let (stream, taken) = self.begin(name, port, early, Some(hold))?;
+        let (stream, taken) = self.begin(name, name.to_string(), port, early, Some(hold))?;
         send_rest(stream, &early[taken..]).await
     }
 
@@ -131,14 +152,14 @@ impl Tunnel {
     /// bytes are taken.
     fn begin(
         &self,
-        name: &NostrName,
+        exit: &NostrName,
+        host: String,
         port: u16,
         early: &[u8],
         hold: Option<Duration>,
     ) -> Result<(TunnelStream, usize), Error> {
-        let shared = self.session(self.id(name)?)?;
+        let shared = self.session(self.id(exit)?)?;
         let key = Uuid::new_v4();
-        let host = name.to_string();
         let taken = {
             let mut engine = shared.engine();
             engine.check()?;
@@ -148,6 +169,56 @@ impl Tunnel {
         };
         shared.wake.notify_one();
         Ok((TunnelStream::new(shared, key), taken))
+    }
+
+    /// Opens a stream through an exit to another host. No bytes travel with the opening, so that another exit may be
+    /// tried when this one fails. With `patience`, an exit that has not said a word for so long has failed; one that
+    /// has may take the time that its destination needs.
+    ///
+    /// # Errors
+    /// As [`Self::open`], and whether the exit had anything to do with it.
+    pub async fn open_to(
+        &self,
+        exit: &NostrName,
+        destination: &Destination,
+        patience: Option<Duration>,
+    ) -> Result<TunnelStream, Unopened> {
+        let silent = |error| Unopened { error, answered: false };
+        let (stream, _) = self.begin(exit, destination.to_string(), destination.port, &[], None).map_err(silent)?;
+        let outcome = tokio::select! {
+            opened = stream.opened() => opened,
+            () = silence(&stream, patience) => {
+                Err(Error::new(ErrorKind::Timeout, "the exit does not answer: it is not running, or not on its relays"))
+            }
+        };
+        match outcome {
+            Ok(()) => Ok(stream),
+            Err(error) => Err(Unopened { error, answered: stream.is_answered() }),
+        }
+    }
+
+    /// Believes an exit that says in its announcement that it speaks streams, unless something else is known of it: then
+    /// an exit that is gone is not mistaken for an old one that says nothing.
+    pub fn expect_streams(&self, exit: &PublicKey) {
+        if self.memory.recall(exit) == Tongue::Unknown {
+            self.memory.learn(*exit, Tongue::Streams);
+        }
+        let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        for (_, client) in sessions.iter().filter(|(id, _)| id.exit == *exit) {
+            client.shared.engine().session.expect_streams();
+        }
+    }
+
+    /// Whether an exit has shown that it speaks streams.
+    #[must_use]
+    pub fn speaks_streams(&self, exit: &PublicKey) -> bool {
+        self.memory.recall(exit) == Tongue::Streams
+    }
+
+    /// The link to a relay, which sessions share.
+    #[must_use]
+    pub fn link(&self, relay: &RelayUrl) -> Arc<Link> {
+        self.links.get(relay)
     }
 
     /// Ends all sessions: streams still open are reset, and the exits are told as far as their relays take it.
@@ -186,7 +257,7 @@ impl Tunnel {
         let shared = Arc::new(Shared::new(Side::Proxy, Settings::from(&*self.limits), tongue));
         let (arrivals_tx, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let (notices_tx, notices) = mpsc::unbounded_channel();
-        let wanted = Wanted { recipient: keys.public_key().to_hex(), author: Some(id.exit.to_hex()) };
+        let wanted = Wanted::Messages { recipient: keys.public_key().to_hex(), author: Some(id.exit.to_hex()) };
         let links: Vec<Arc<Link>> = id.relays.iter().map(|url| self.links.get(url)).collect();
         let subscription = Subscription { wanted, arrivals: arrivals_tx };
         let attachments = subscribe_all(&links, &keys, &notices_tx, &subscription);

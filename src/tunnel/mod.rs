@@ -12,6 +12,6 @@ mod shared;
 pub(crate) mod socket;
 mod stream;
 
-pub use client::Tunnel;
+pub use client::{Tunnel, Unopened};
 pub use server::{Acceptor, Offer};
 pub use stream::TunnelStream;

@@ -1,6 +1,6 @@
 //! The exit's side: one subscription for its key on each relay, a session for each peer that opens a stream.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt;
 use std::sync::Arc;
 use std::task::Poll;
@@ -21,7 +21,7 @@ use crate::error::{Error, ErrorKind};
 use crate::limits::Limits;
 use crate::message::{Message, Type};
 use crate::relay::{Arrival, Attachment, Link, Links, Notice, Subscription, Wanted};
-use crate::stream::{Incoming, Settings, Side, Tongue};
+use crate::stream::{Incoming, PathId, Settings, Side, Tongue};
 
 /// Answers to peers that are not known, in a second at most: each costs a key derivation and a signature.
 const STRANGERS_PER_SECOND: u32 = 100;
@@ -132,7 +132,8 @@ impl Drop for Offer {
 /// The exit's ear: the streams that peers ask for come out of it.
 pub struct Acceptor {
     offers: mpsc::UnboundedReceiver<Offer>,
-    up: watch::Receiver<usize>,
+    links: Vec<Arc<Link>>,
+    heard_on: watch::Receiver<HashSet<PathId>>,
     end: CancellationToken,
     drivers: TaskTracker,
     _end: DropGuard,
@@ -152,37 +153,49 @@ impl Acceptor {
         let links: Vec<Arc<Link>> = relays.iter().map(|url| links.get(url)).collect();
         let (arrivals_tx, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let (notices_tx, notices) = mpsc::unbounded_channel();
-        let wanted = Wanted { recipient: keys.public_key().to_hex(), author: None };
+        let wanted = Wanted::Messages { recipient: keys.public_key().to_hex(), author: None };
         let subscription = Subscription { wanted, arrivals: arrivals_tx };
         let attachments = subscribe_all(&links, &keys, &notices_tx, &subscription);
         let (offers_tx, offers) = mpsc::unbounded_channel();
-        let (up_tx, up) = watch::channel(0);
+        let (heard_on_tx, heard_on) = watch::channel(HashSet::new());
         let end = CancellationToken::new();
         let replays = Arc::new(ReplayGuard::new(limits.message_age, unix_now()));
         let drivers = TaskTracker::new();
         let (ended_tx, ended) = mpsc::unbounded_channel();
         let dispatcher = Dispatcher {
             keys,
-            links,
+            links: links.clone(),
             attachments,
             limits,
             sessions: HashMap::new(),
             door: Door { offers: offers_tx, replays },
             strangers: (Instant::now(), 0),
             early: Early::default(),
-            up: up_tx,
+            heard_on: heard_on_tx,
             ended: ended_tx,
             end: end.clone(),
             drivers: drivers.clone(),
         };
         tokio::spawn(end.clone().run_until_cancelled_owned(dispatcher.run(arrivals, notices, ended)));
-        Self { offers, up, drivers, end: end.clone(), _end: end.drop_guard() }
+        Self { offers, links, heard_on, drivers, end: end.clone(), _end: end.drop_guard() }
     }
 
     /// Waits until at least one relay is connected and subscribed to.
     pub async fn ready(&mut self) {
         // The dispatcher lives as long as the acceptor, so there is no error to see.
-        let _ = self.up.wait_for(|up| *up > 0).await;
+        let _ = self.heard_on.wait_for(|heard_on| !heard_on.is_empty()).await;
+    }
+
+    /// The links to the relays, for what else is to be said there as this exit.
+    #[must_use]
+    pub fn links(&self) -> &[Arc<Link>] {
+        &self.links
+    }
+
+    /// The relays on which the exit hears its peers at the moment.
+    #[must_use]
+    pub fn heard_on(&self) -> watch::Receiver<HashSet<PathId>> {
+        self.heard_on.clone()
     }
 
     /// Ends all sessions: streams still open are reset, and the peers are told as far as the relays take it.
@@ -241,7 +254,8 @@ struct Dispatcher {
     door: Door,
     strangers: (Instant, u32),
     early: Early,
-    up: watch::Sender<usize>,
+    /// The relays that are connected and subscribed to.
+    heard_on: watch::Sender<HashSet<PathId>>,
     /// Where sessions tell that they have ended.
     ended: mpsc::UnboundedSender<PublicKey>,
     end: CancellationToken,
@@ -255,16 +269,14 @@ impl Dispatcher {
         mut notices: mpsc::UnboundedReceiver<Notice>,
         mut ended: mpsc::UnboundedReceiver<PublicKey>,
     ) {
-        let mut connected = std::collections::HashSet::new();
         loop {
             tokio::select! {
                 Some(notice) = notices.recv() => {
-                    match notice {
-                        Notice::Up(path, _) => { connected.insert(path); }
-                        Notice::Down(path, _) => { connected.remove(&path); }
-                        _ => {}
-                    }
-                    self.up.send_replace(connected.len());
+                    self.heard_on.send_if_modified(|heard_on| match notice {
+                        Notice::Up(path, _) => heard_on.insert(path),
+                        Notice::Down(path, _) => heard_on.remove(&path),
+                        _ => false,
+                    });
                 }
                 Some(gone) = ended.recv() => self.forget(&gone),
                 Some(arrival) = arrivals.recv() => self.dispatch(arrival).await,

@@ -45,6 +45,11 @@ impl TunnelStream {
         self.shared.wake.notify_one();
     }
 
+    /// Whether the peer has said anything about the stream, be it that it refuses.
+    pub(super) fn is_answered(&self) -> bool {
+        self.shared.engine().session.is_answered(self.key)
+    }
+
     /// Waits until the exit has accepted the stream.
     pub(super) async fn opened(&self) -> Result<(), Error> {
         std::future::poll_fn(|cx| {

@@ -49,8 +49,8 @@ fn an_exit_has_all_that_it_needs_from_these_variables_alone() {
     assert_eq!(texts(settings.config.exit_relays()), ["ws://a", "wss://b"]);
     assert_eq!(settings.config.exit.target.unwrap().to_string(), "localhost:3338");
     assert_eq!(settings.private_key.unwrap().expose(), HEX);
-    assert!(settings.drop_in.public);
-    assert_eq!(texts(&settings.drop_in.taken), [RELAYS, BACKEND_HOST, PRIVATE_KEY].map(variable));
+    assert!(settings.config.exit.public.enabled);
+    assert_eq!(texts(&settings.drop_in.taken), [RELAYS, BACKEND_HOST, PRIVATE_KEY, PUBLIC].map(variable));
 }
 
 #[test]
@@ -74,12 +74,28 @@ fn our_own_settings_are_stronger_each_for_itself() {
     assert_eq!(settings.drop_in.taken, []);
 
     for (own, left) in [
-        (("NWS_EXIT__RELAYS", r#"["ws://own"]"#), vec![BACKEND_HOST, PRIVATE_KEY]),
+        (("NWS_EXIT__RELAYS", r#"["ws://own"]"#), vec![BACKEND_HOST, PRIVATE_KEY, PUBLIC]),
         (("NWS_EXIT__SERVICE__22", "own:22"), vec![RELAYS, PRIVATE_KEY]),
-        (("NWS_EXIT__KEY_FILE", "/own"), vec![RELAYS, BACKEND_HOST]),
+        (("NWS_EXIT__KEY_FILE", "/own"), vec![RELAYS, BACKEND_HOST, PUBLIC]),
+        (("NWS_EXIT__PUBLIC__ENABLED", "true"), vec![RELAYS, BACKEND_HOST, PRIVATE_KEY]),
     ] {
         let settings = exit(&Sources::none().variables(ALL).variables([own])).unwrap();
         assert_eq!(texts(&settings.drop_in.taken), left.into_iter().map(variable).collect::<Vec<_>>());
+    }
+}
+
+#[test]
+fn only_a_clear_yes_makes_an_exit_public() {
+    let started = |value: &str| exit(&Sources::none().variables([(PUBLIC, value)])).unwrap();
+    for (value, enabled, unclear) in
+        [("1", true, false), ("True", true, false), ("f", false, false), ("/srv", false, true)]
+    {
+        let settings = started(value);
+        assert_eq!(
+            (settings.config.exit.public.enabled, settings.drop_in.public_unclear),
+            (enabled, unclear),
+            "{value}"
+        );
     }
 }
 
@@ -93,7 +109,7 @@ fn the_file_counts_where_the_process_says_nothing() {
     assert_eq!(texts(settings.config.exit_relays()), ["ws://file", "ws://too"]);
     assert_eq!(settings.config.exit.target.unwrap().to_string(), "localhost:3000");
     assert_eq!(settings.private_key.unwrap().expose(), NSEC);
-    assert!(!settings.drop_in.public);
+    assert!(!settings.config.exit.public.enabled);
     let path = directory.path().join(".env");
     assert_eq!(settings.drop_in.taken[0], Origin::DotEnv { path, variable: RELAYS.to_owned() });
 

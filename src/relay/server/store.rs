@@ -15,6 +15,9 @@ const MAX_STORED_EVENTS: usize = 4096;
 /// Largest event kept, in bytes of JSON: with the number above, 256 MiB at the very most.
 const MAX_STORED_BYTES: usize = 64 * 1024;
 
+/// Most tags of a deletion (NIP-09): an exit that ends takes back one announcement, by its address and by its id.
+const MAX_DELETION_TAGS: usize = 8;
+
 /// The store is emptied after it has taken so many events: it remembers the id of every event that it ever replaced
 /// or pushed out, and would grow without end.
 const STORED_UNTIL_EMPTIED: usize = 250_000;
@@ -39,14 +42,16 @@ impl WritePolicy for StorePolicy {
             if event.kind.is_ephemeral() {
                 return PolicyResult::Accept;
             }
-            // One request names hundreds of events, all of which the store would remember for good.
-            if event.kind == Kind::EventDeletion {
-                return PolicyResult::Reject("this relay forgets by itself and takes no deletions".to_owned());
+            // The store remembers everything that a deletion names, whether it was there or not.
+            let named = if event.kind == Kind::EventDeletion { event.tags.len() } else { 0 };
+            if named > MAX_DELETION_TAGS {
+                let reason = format!("deletions are limited to {MAX_DELETION_TAGS} tags; events are forgotten without");
+                return PolicyResult::Reject(reason);
             }
             if event.as_json().len() > MAX_STORED_BYTES {
                 return PolicyResult::Reject(format!("stored events are limited to {MAX_STORED_BYTES} bytes"));
             }
-            if self.taken.fetch_add(1, Ordering::Relaxed) + 1 >= STORED_UNTIL_EMPTIED {
+            if self.taken.fetch_add(1 + named, Ordering::Relaxed) + 1 + named >= STORED_UNTIL_EMPTIED {
                 self.taken.store(0, Ordering::Relaxed);
                 if let Err(error) = self.database.wipe().await {
                     tracing::warn!(%error, "cannot empty the relay's store");
@@ -60,7 +65,7 @@ impl WritePolicy for StorePolicy {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use nostr::{EventBuilder, Filter, Keys};
+    use nostr::{EventBuilder, EventId, Filter, Keys, Tag};
 
     async fn admits(policy: &StorePolicy, kind: u16, content_len: usize) -> bool {
         let event =
@@ -75,7 +80,23 @@ mod tests {
         assert!(admits(&policy, 28333, MAX_STORED_BYTES * 2).await);
         assert!(!admits(&policy, 38333, MAX_STORED_BYTES).await);
         assert!(admits(&policy, 38333, 1000).await);
-        assert!(!admits(&policy, 5, 0).await);
+        assert!(admits(&policy, 5, 0).await);
+    }
+
+    #[tokio::test]
+    async fn a_deletion_counts_for_all_that_it_names_and_names_little() {
+        let (_, policy) = bounded();
+        let peer = SocketAddr::from(([127, 0, 0, 1], 1));
+        for (tags, accepted, counted) in
+            [(MAX_DELETION_TAGS, true, MAX_DELETION_TAGS + 1), (MAX_DELETION_TAGS + 1, false, 0)]
+        {
+            policy.taken.store(0, Ordering::Relaxed);
+            let tags = (0..tags).map(|_| Tag::event(EventId::all_zeros()));
+            let event =
+                EventBuilder::new(Kind::EventDeletion, "").tags(tags).sign_with_keys(&Keys::generate()).unwrap();
+            assert_eq!(matches!(policy.admit_event(&event, &peer).await, PolicyResult::Accept), accepted);
+            assert_eq!(policy.taken.load(Ordering::Relaxed), counted);
+        }
     }
 
     #[tokio::test]

@@ -32,6 +32,9 @@ impl Session {
 
     fn handle_message(&mut self, now: Instant, path: PathId, message: Message) {
         let key = message.key;
+        if let Some(stream) = self.streams.get_mut(&key) {
+            stream.answered = true;
+        }
         match message.kind {
             Type::Connect => self.on_connect(now, path, message),
             Type::ConnectReverse => {
