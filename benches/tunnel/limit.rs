@@ -130,13 +130,13 @@ async fn full_event(url: &RelayUrl) -> Outcome<FullEvent> {
         }
     }
     let plaintext = known.plaintext_max().ok_or("the relay takes no event of ours")?;
-    let data = message::data_that_fits(plaintext - said(Bytes::new()).encoded_len());
-    Ok(FullEvent { data, frame: frame_len(said(pattern_bytes(data)).encoded_len()) })
+    let data = message::data_beside_that_fits(plaintext - said(Bytes::new()).encoded_len());
+    Ok(FullEvent { data, frame: frame_len(message::encoded_len(&[said(pattern_bytes(data))])) })
 }
 
 /// Data in the middle of a download.
 fn said(data: Bytes) -> Said {
-    Said { data, off: Some(1 << 30), ack: Some(1 << 10), ..Said::new(Uuid::from_u128(7), Type::Data) }
+    Said { data, beside: true, off: Some(1 << 30), ack: Some(1 << 10), ..Said::new(Uuid::from_u128(7), Type::Data) }
 }
 
 fn pattern_bytes(len: usize) -> Bytes {

@@ -3,7 +3,7 @@
 //! * The start is HyStart++ (RFC 9406): doubling each round until the relay's queue begins to delay.
 //! * Then FAST TCP (Wei, Jin, Low, Hegde: "FAST TCP: Motivation, Architecture, Algorithms, Performance", IEEE/ACM
 //!   Transactions on Networking 14(6), 2006, equation 3): once a round trip the window goes halfway to where the relay's
-//!   queue holds [`QUEUE_TARGET`] of what passes. It thus follows a change of capacity in a few round trips at any
+//!   queue holds what passes in [`QUEUE_TARGET`]. It thus follows a change of capacity in a few round trips at any
 //!   distance, and fills no relay's queue.
 //! * A loss halves it (NewReno, RFC 9002 section 7.3.2).
 //! * The round trip of the empty path is only taken from events that met few of ours under way, and where there were
@@ -20,9 +20,11 @@ const INITIAL_EVENTS: u64 = 10;
 const MIN_EVENTS: u64 = 2;
 /// Size of an event that the window is counted in.
 const EVENT: u64 = 64 * 1024;
-/// Delay in the relay's queue that is aimed at: enough to bridge the receiver's delay in acknowledging and the machines'
-/// own scheduling, short enough for others to pass.
-const QUEUE_TARGET: Duration = Duration::from_millis(25);
+/// Delay in the relay's queue that is aimed at: enough to bridge the machines' own scheduling, short enough for others
+/// to pass.
+const QUEUE_TARGET: Duration = Duration::from_millis(15);
+/// Events in the relay's queue that are aimed at where it is so slow that fewer would pass in that time.
+const QUEUE_EVENTS: u64 = 2;
 /// An event tells the round trip of the empty path when it left with fewer than this many before it.
 pub(super) const QUIET_EVENTS: usize = 4;
 /// How long such a round trip counts; then the path is emptied to measure it anew.
@@ -196,7 +198,8 @@ impl Congestion {
             && !self.is_probing()
             && let (Some(rtt), Some(base)) = (round.rtt, self.quiet.min())
         {
-            let aim = scale(self.window, base.min(rtt) + QUEUE_TARGET, rtt);
+            let queue = scale(self.window, QUEUE_TARGET, rtt).max(QUEUE_EVENTS * EVENT);
+            let aim = scale(self.window, base.min(rtt), rtt) + queue;
             self.window =
                 (u64::midpoint(self.window, aim)).clamp(MIN_EVENTS * EVENT, 2 * self.window).min(self.window_max);
         }
@@ -299,7 +302,7 @@ mod tests {
             let mut relay = Relay::new(Duration::from_millis(base), rate);
             relay.rounds(60);
             let queue = relay.queue();
-            let floor = Duration::from_secs_f64(MIN_EVENTS as f64 / rate);
+            let floor = Duration::from_secs_f64((QUEUE_EVENTS + 1) as f64 / rate);
             assert!(queue <= QUEUE_TARGET * 2 + floor, "{base} ms, {rate}/s: {queue:?}");
             assert!(queue >= QUEUE_TARGET / 4, "{base} ms, {rate}/s: {queue:?} leaves the relay idle at times");
         }

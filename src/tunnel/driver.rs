@@ -165,6 +165,7 @@ impl Driver {
     pub(super) async fn run(mut self, end: CancellationToken) {
         let mut batch = Vec::new();
         loop {
+            self.act_on_time();
             let more = self.send_what_is_due();
             let timer = {
                 let mut engine = self.shared.engine();
@@ -197,11 +198,7 @@ impl Driver {
                     self.take_in(&mut batch).await;
                 }
                 () = self.shared.wake.notified() => {}
-                () = tokio::time::sleep_until(timer.into()) => {
-                    let now = Instant::now();
-                    self.shared.engine().session.handle_timeout(now);
-                    self.tell_audience();
-                }
+                () = tokio::time::sleep_until(timer.into()) => {}
             }
         }
         self.end().await;
@@ -230,10 +227,16 @@ impl Driver {
             batch.push(arrival);
         }
         self.take_in(batch).await;
+    }
+
+    /// Does what is due by now: not only when the clock rings, whose grain is a millisecond.
+    fn act_on_time(&mut self) {
         let now = Instant::now();
         let mut engine = self.shared.engine();
         if engine.session.poll_timeout().is_some_and(|at| at <= now) {
             engine.session.handle_timeout(now);
+            drop(engine);
+            self.tell_audience();
         }
     }
 
