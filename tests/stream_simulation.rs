@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::time::{Duration, Instant};
 
 use nws::ErrorKind;
-use nws::envelope::EventLimits;
+use nws::envelope::{EventLimits, frame_len};
 use nws::limits::Limits;
 use nws::message::{Message, decode, encode};
 use nws::stream::{Event, PathId, Refusal, Session, Settings, Side, Tongue};
@@ -23,6 +23,23 @@ struct Weather {
     repeat: f64,
     /// Events that the relay passes on at once, then it waits for `batch`: as strfry does.
     batch: Duration,
+    /// Bytes, or events, that pass in a second each way, before the relay and once more behind it; the rest queues.
+    rate: Option<Rate>,
+}
+
+#[derive(Debug, Clone, Copy)]
+enum Rate {
+    Bytes(f64),
+    Events(f64),
+}
+
+impl Rate {
+    fn time(self, plaintext: usize) -> Duration {
+        Duration::from_secs_f64(match self {
+            Self::Bytes(rate) => frame_len(plaintext) as f64 / rate,
+            Self::Events(rate) => 1.0 / rate,
+        })
+    }
 }
 
 impl Weather {
@@ -33,6 +50,7 @@ impl Weather {
             loss: 0.0,
             repeat: 0.0,
             batch: Duration::ZERO,
+            rate: None,
         }
     }
 }
@@ -67,6 +85,8 @@ struct World {
     wire: BTreeMap<(Instant, u64), (usize, PathId, Vec<u8>)>,
     serial: u64,
     rng: fastrand::Rng,
+    /// Until when the way to and from each relay is busy, for each direction.
+    busy: HashMap<(PathId, usize), [Instant; 2]>,
 }
 
 fn settings() -> Settings {
@@ -101,6 +121,7 @@ impl World {
             wire: BTreeMap::new(),
             serial: 0,
             rng: fastrand::Rng::with_seed(seed),
+            busy: HashMap::new(),
         };
         for id in world.relays.keys() {
             for end in &mut world.ends {
@@ -210,7 +231,14 @@ impl World {
             }
             for _ in 0..1 + usize::from(self.rng.f64() < weather.repeat) {
                 let jitter = weather.jitter.mul_f64(self.rng.f64());
-                let mut arrival = self.now + weather.delay + jitter;
+                let mut arrival = self.now;
+                if let Some(rate) = weather.rate {
+                    for busy in self.busy.entry((transmit.path, index)).or_insert([self.now; 2]) {
+                        arrival = arrival.max(*busy) + rate.time(plaintext.len());
+                        *busy = arrival;
+                    }
+                }
+                arrival += weather.delay + jitter;
                 if !weather.batch.is_zero() {
                     // Everything of one period arrives together, in random order.
                     let period = weather.batch.as_nanos();
@@ -320,6 +348,7 @@ fn an_hour_of_a_bad_network_changes_no_byte() {
         loss: 0.1,
         repeat: 0.1,
         batch: Duration::ZERO,
+        rate: None,
     };
     let mut world = World::new(3, vec![weather]);
     transfer(&mut world, 2_000_000, 20_000_000, Duration::from_secs(3600));
@@ -453,6 +482,45 @@ fn an_idle_stream_lives_as_long_as_the_peer_answers_and_ends_when_it_is_gone() {
     assert_eq!(world.ends[PROXY].session.is_open(key).unwrap_err().kind(), ErrorKind::UnknownStream);
 }
 
+/// Bytes a second of a long download over these relays, once it runs.
+fn goodput(relays: Vec<Weather>) -> f64 {
+    let mut world = World::new(30, relays);
+    world.ends[EXIT].answer = pattern(200_000_000, 1);
+    let key = world.open(pattern(10, 2));
+    let received = |world: &World| world.ends[PROXY].inbox.get(&key).map_or(0, Vec::len);
+    world.run(Duration::from_secs(3), |_| false);
+    let before = received(&world);
+    world.run(Duration::from_secs(8), |_| false);
+    (received(&world) - before) as f64 / 8.0
+}
+
+/// Bytes of a stream that a full event carries.
+fn full_event() -> f64 {
+    (plaintext_max() - 600) as f64
+}
+
+#[test]
+fn a_slow_relay_is_used_to_nine_tenths() {
+    let bytes = 5_000_000.0;
+    let limit = full_event() * bytes / frame_len(plaintext_max()) as f64;
+    let near = goodput(vec![Weather { rate: Some(Rate::Bytes(bytes)), ..Weather::fair(1) }]) / limit;
+    let far = goodput(vec![Weather { rate: Some(Rate::Bytes(bytes)), ..Weather::fair(100) }]) / limit;
+    let limit = full_event() * 300.0;
+    let busy = goodput(vec![Weather { rate: Some(Rate::Events(300.0)), ..Weather::fair(1) }]) / limit;
+    let both = goodput(vec![Weather { rate: Some(Rate::Events(300.0)), ..Weather::fair(100) }]) / limit;
+    assert!(near.min(far).min(busy).min(both) > 0.9, "{near:.2} {far:.2} {busy:.2} {both:.2}");
+}
+
+#[test]
+fn several_slow_relays_add_up() {
+    let slow = || Weather { rate: Some(Rate::Bytes(5_000_000.0)), ..Weather::fair(1) };
+    let one = goodput(vec![slow()]);
+    let two = goodput(vec![slow(), slow()]) / one;
+    let four = goodput(vec![slow(), slow(), slow(), slow()]) / one;
+    let uneven = goodput(vec![slow(), Weather { delay: Duration::from_millis(80), ..slow() }]) / one;
+    assert!(two > 1.9 && four > 3.6 && uneven > 1.8, "{two:.2} {four:.2} {uneven:.2}");
+}
+
 #[test]
 fn hundreds_of_idle_streams_share_their_probes() {
     let mut world = World::new(23, vec![Weather::fair(10)]);
@@ -583,7 +651,8 @@ proptest! {
         cuts in prop::collection::vec((50u64..3_000, 0usize..3, 10u64..8_000), 0..3),
     ) {
         let weather = relays.iter().map(|&(delay, jitter, loss, repeat)| Weather {
-            delay: Duration::from_millis(delay), jitter: Duration::from_millis(jitter), loss, repeat, batch: Duration::ZERO,
+            delay: Duration::from_millis(delay), jitter: Duration::from_millis(jitter), loss, repeat, rate: None,
+            batch: Duration::ZERO,
         }).collect();
         let mut world = World::new(seed, weather);
         world.ends[PROXY].appetite = appetite;

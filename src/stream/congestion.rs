@@ -30,6 +30,9 @@ pub(super) const QUIET_EVENTS: usize = 4;
 /// How long such a round trip counts; then the path is emptied to measure it anew.
 const QUIET_WINDOW: Duration = Duration::from_secs(10);
 
+/// A queue of so long ends slow start also where HyStart++ is undecided, as when several paths take turns.
+const SLOW_START_QUEUE: Duration = Duration::from_millis(60);
+
 /// RFC 9406 section 4.2: samples of a round before its round trip is judged.
 const HYSTART_SAMPLES: u32 = 8;
 /// RFC 9406 section 4.2: rounds of conservative slow start.
@@ -186,8 +189,11 @@ impl Congestion {
     fn end_round(&mut self, now: Instant, next_packet: u64) {
         let round = std::mem::replace(&mut self.round, Round { ends_at: next_packet, ..Round::default() });
         self.last_round_rtt = round.rtt.or(self.last_round_rtt);
+        let queue = self.quiet.min().zip(round.rtt).map(|(base, rtt)| rtt.saturating_sub(base));
         if self.slow_start {
-            if let Some((rounds, _)) = &mut self.conservative {
+            if queue.is_some_and(|queue| queue > SLOW_START_QUEUE) {
+                (self.slow_start, self.conservative) = (false, None);
+            } else if let Some((rounds, _)) = &mut self.conservative {
                 *rounds -= 1;
                 if *rounds == 0 {
                     self.conservative = None;
@@ -293,7 +299,7 @@ mod tests {
         assert!(relay.congestion.slow_start && relay.congestion.conservative.is_none());
         relay.rate = 100.0;
         relay.rounds(2);
-        assert!(relay.congestion.conservative.is_some(), "a long queue ends slow start");
+        assert!(!relay.congestion.is_in_slow_start(), "a long queue ends it");
     }
 
     #[test]

@@ -12,6 +12,8 @@ const PIECES_MAX: usize = 4096;
 
 /// A reader that takes half its window within this many round trips has it doubled.
 const GROWTH_ROUND_TRIPS: u32 = 4;
+/// A round trip is not taken for shorter here: ours tells nothing of the queue that the peer's bytes stand in.
+const ROUND_TRIP_MIN: Duration = Duration::from_millis(100);
 
 /// What a received piece was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -255,7 +257,8 @@ impl RecvBuffer {
         if self.fin.is_some() || self.read - given < self.window / 2 {
             return false;
         }
-        if at.is_none_or(|at| now.saturating_duration_since(at) < round_trip * GROWTH_ROUND_TRIPS) {
+        let soon = round_trip.max(ROUND_TRIP_MIN) * GROWTH_ROUND_TRIPS;
+        if at.is_none_or(|at| now.saturating_duration_since(at) < soon) {
             self.window = (self.window * 2).min(self.window_max);
         }
         self.given_at = (self.read, Some(now));

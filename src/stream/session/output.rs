@@ -114,7 +114,7 @@ impl Session {
         // A window in slow start doubles each round.
         let rounds = 1 + if near.congestion.is_in_slow_start() { (windows + 1).ilog2() } else { windows };
         // Twice: what goes the long way by mistake holds up everything behind it.
-        near_rtt.saturating_mul(rounds) < far_rtt * 2
+        near_rtt.saturating_mul(rounds) < far_rtt
     }
 
     fn poll_opening(&mut self, now: Instant, has_room: &mut dyn FnMut(PathId) -> bool) -> Option<Transmit> {
