@@ -81,7 +81,7 @@ impl Default for Limits {
             idle_probe_after: Duration::from_secs(60),
             old_idle_timeout: Duration::from_secs(120),
             drain_timeout: Duration::from_secs(10),
-            window_initial: ByteSize::kib(256),
+            window_initial: ByteSize::mib(1),
             window_max: ByteSize::mib(16),
             path_window_max: ByteSize::mib(16),
             path_events_max: 512,

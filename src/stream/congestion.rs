@@ -2,8 +2,8 @@
 //!
 //! * The start is HyStart++ (RFC 9406): doubling each round until the relay's queue begins to delay.
 //! * Then FAST TCP (Wei, Jin, Low, Hegde: "FAST TCP: Motivation, Architecture, Algorithms, Performance", IEEE/ACM
-//!   Transactions on Networking 14(6), 2006, equation 3): once a round trip the window goes halfway to where the relay's
-//!   queue holds what passes in [`QUEUE_TARGET`]. It thus follows a change of capacity in a few round trips at any
+//!   Transactions on Networking 14(6), 2006, equation 3): once a round trip the window goes to where the relay's queue
+//!   holds what passes in [`QUEUE_TARGET`], halfway when that is less. It thus follows a change of capacity in a few round trips at any
 //!   distance, and fills no relay's queue.
 //! * A loss halves it (NewReno, RFC 9002 section 7.3.2).
 //! * The round trip of the empty path is only taken from events that met few of ours under way, and where there were
@@ -23,6 +23,8 @@ const EVENT: u64 = 64 * 1024;
 /// Delay in the relay's queue that is aimed at: enough to bridge the machines' own scheduling, short enough for others
 /// to pass.
 const QUEUE_TARGET: Duration = Duration::from_millis(15);
+/// The same for a far relay, as a part of the way there and back: it also says how fast a window grows that has room.
+const QUEUE_SHARE: u32 = 8;
 /// Events in the relay's queue that are aimed at where it is so slow that fewer would pass in that time.
 const QUEUE_EVENTS: u64 = 2;
 /// An event tells the round trip of the empty path when it left with fewer than this many before it.
@@ -141,8 +143,14 @@ impl Congestion {
         if self.is_probing() { self.window.min(QUIET_EVENTS as u64 * EVENT / 2) } else { self.window }
     }
 
-    /// Whether the path is being emptied to measure its round trip: what leaves now is to be acknowledged at once.
-    pub(super) const fn is_probing(&self) -> bool {
+    /// Whether what leaves now is to be acknowledged at once: the path's round trip is being measured, or so little may be
+    /// under way that the sender would stand still meanwhile.
+    pub(super) fn wants_prompt_answers(&self) -> bool {
+        self.window() <= QUIET_EVENTS as u64 * EVENT
+    }
+
+    /// Whether the path is being emptied to measure its round trip.
+    const fn is_probing(&self) -> bool {
         self.quiet.probing.is_some()
     }
 
@@ -153,7 +161,8 @@ impl Congestion {
 
     /// An event has arrived; `next_packet` is the next to be sent.
     pub(super) fn acknowledged(&mut self, now: Instant, event: Arrived, next_packet: u64) {
-        if let Some(rtt) = event.rtt {
+        // A short event passes in less time than a full one, and would make every full one look delayed.
+        if let Some(rtt) = event.rtt.filter(|_| event.bytes >= EVENT / 2) {
             self.round.rtt = Some(self.round.rtt.map_or(rtt, |min| min.min(rtt)));
             self.round.samples += 1;
             if event.quiet {
@@ -309,7 +318,7 @@ mod tests {
             relay.rounds(60);
             let queue = relay.queue();
             let floor = Duration::from_secs_f64((QUEUE_EVENTS + 1) as f64 / rate);
-            assert!(queue <= QUEUE_TARGET * 2 + floor, "{base} ms, {rate}/s: {queue:?}");
+            assert!(queue <= QUEUE_TARGET.max(relay.base / QUEUE_SHARE) * 2 + floor, "{base} ms, {rate}/s: {queue:?}");
             assert!(queue >= QUEUE_TARGET / 4, "{base} ms, {rate}/s: {queue:?} leaves the relay idle at times");
         }
     }

@@ -246,8 +246,8 @@ impl Session {
         messages: &mut Vec<Message>,
         chunks: &mut Vec<(Uuid, u64)>,
     ) {
-        let (packet, probing) =
-            self.paths.get(&id).map_or((0, false), |path| (path.next_packet(), path.congestion.is_probing()));
+        let (packet, prompt) =
+            self.paths.get(&id).map_or((0, false), |path| (path.next_packet(), path.congestion.wants_prompt_answers()));
         let raw = self.peer_takes_raw;
         for _ in 0..self.data_queue.len() {
             let Some(key) = self.data_queue.pop_front() else { return };
@@ -276,7 +276,7 @@ impl Session {
             message.off = Some(chunk.range.start);
             message.data = chunk.data;
             message.fin = chunk.fin;
-            message.probe = probing;
+            message.probe = prompt;
             chunks.push((key, chunk.range.start));
             *used += message.encoded_len() + 1;
             messages.push(message);
