@@ -49,6 +49,11 @@ pub struct Limits {
     pub known_exits: usize,
     /// Most client connections of a proxy at once.
     pub proxy_connections: usize,
+    /// Most sessions of a proxy: each has a subscription on each of its relays.
+    pub proxy_sessions: usize,
+    /// A session key of a proxy takes new streams for so long.
+    #[serde(with = "humantime_serde")]
+    pub session_lifetime: Duration,
     /// A session without streams is forgotten after so long.
     #[serde(with = "humantime_serde")]
     pub session_idle: Duration,
@@ -90,6 +95,8 @@ impl Default for Limits {
             relays_per_name: 8,
             known_exits: 1_000,
             proxy_connections: 20_000,
+            proxy_sessions: 1_000,
+            session_lifetime: Duration::from_secs(600),
             session_idle: Duration::from_secs(300),
             message_age: Duration::from_secs(300),
             event_max: ByteSize::b(65_536),

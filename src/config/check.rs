@@ -91,6 +91,8 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         relays_per_name,
         known_exits,
         proxy_connections,
+        proxy_sessions,
+        session_lifetime,
         session_idle,
         message_age,
         event_max,
@@ -117,9 +119,10 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         }
         not_too_long(key, *value)?;
     }
-    // These two may be zero: end at once, forget at once.
+    // These may be zero: end at once, forget at once, a key for each stream.
     not_too_long("limits.drain_timeout", *drain_timeout)?;
     not_too_long("limits.session_idle", *session_idle)?;
+    not_too_long("limits.session_lifetime", *session_lifetime)?;
 
     for (key, count) in [
         ("limits.path_events_max", *path_events_max as u64),
@@ -128,6 +131,7 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         ("limits.relays_per_name", *relays_per_name as u64),
         ("limits.known_exits", *known_exits as u64),
         ("limits.proxy_connections", *proxy_connections as u64),
+        ("limits.proxy_sessions", *proxy_sessions as u64),
     ] {
         at_least_one(key, count)?;
     }

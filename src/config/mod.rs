@@ -67,6 +67,8 @@ pub struct ProxyConfig {
     pub listen: Vec<ListenAddr>,
     /// When clients are told of success before the exit has accepted.
     pub optimistic: Optimistic,
+    /// Whether streams to different hosts share no session key.
+    pub isolate_destinations: bool,
     /// The exits for names other than `.nostr`.
     pub exit: Exits,
     /// Exits that are never used.
@@ -82,6 +84,7 @@ impl Default for ProxyConfig {
         Self {
             listen: vec![ListenAddr::loopback(8882)],
             optimistic: Optimistic::default(),
+            isolate_destinations: false,
             exit: Exits::default(),
             exclude: Vec::new(),
             rule: Vec::new(),

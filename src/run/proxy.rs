@@ -32,7 +32,9 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     }
     let tunnel = Arc::new(Tunnel::new(config.relays.clone(), Arc::clone(&limits)));
     let plan = plan(&tunnel, config.proxy.clone(), &config.relays, &limits);
-    let router = Router::new(Arc::clone(&tunnel), config.proxy.optimistic).with_plan(plan);
+    let router = Router::new(Arc::clone(&tunnel), config.proxy.optimistic)
+        .isolating_destinations(config.proxy.isolate_destinations)
+        .with_plan(plan);
     let addresses: Vec<_> = listeners.iter().map(Listener::local_addr).collect();
     for listener in listeners {
         let (token, tracker) = (shutdown.token().clone(), shutdown.tracker().clone());

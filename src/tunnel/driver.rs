@@ -38,7 +38,7 @@ const TAKEN_IN_A_ROW: usize = 32;
 const SENT_MAX: usize = 2048;
 /// How long the end of a session may wait for a relay to take its last events.
 const FAREWELL: Duration = Duration::from_millis(500);
-/// How long the session of an old entry outlives its stream.
+/// How long the session of an old entry outlives its stream, and one whose key is old outlives its last.
 const PASSING: Duration = Duration::from_secs(5);
 /// Openings kept before those no longer needed are looked for.
 pub(super) const OPENINGS_MIN: usize = 256;
@@ -170,7 +170,7 @@ impl Driver {
                 let mut engine = self.shared.engine();
                 let now = Instant::now();
                 // An old entry makes a new key for each connection, and never comes back to one.
-                let passing = self.door.is_some() && self.tongue.is_old();
+                let passing = engine.is_retired() || self.door.is_some() && self.tongue.is_old();
                 let session_idle = if passing { PASSING } else { self.session_idle };
                 let idle_until = engine.idle_since(now).map(|since| since + session_idle);
                 if idle_until.is_some_and(|until| until <= now) && engine.close_if_idle() {

@@ -3,6 +3,7 @@
 
 mod accepted;
 mod client;
+mod compartment;
 pub(crate) mod copy;
 mod driver;
 mod memory;
@@ -13,5 +14,6 @@ pub(crate) mod socket;
 mod stream;
 
 pub use client::{Tunnel, Unopened};
+pub use compartment::Compartment;
 pub use server::{Acceptor, Offer};
 pub use stream::TunnelStream;
