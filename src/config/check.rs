@@ -43,6 +43,18 @@ pub(super) fn check(config: &Config) -> Result<(), Finding> {
     if config.proxy.listen.is_empty() {
         return Err(finding(&["proxy.listen"], "is empty; name at least one address, as \"127.0.0.1:8882\""));
     }
+    match (&config.proxy.identity, config.proxy.identity_for.is_empty()) {
+        (Some(_), true) => {
+            let reason = "is shown to no exit; name those that want it in proxy.identity_for";
+            return Err(finding(&["proxy.identity", "proxy.identity_for"], reason));
+        }
+        (None, false) => {
+            let reason =
+                "names exits that are shown an identity, and there is none; set proxy.identity to its key file";
+            return Err(finding(&["proxy.identity_for"], reason));
+        }
+        _ => {}
+    }
     let relay = &config.relay;
     at_least_one("relay.max_connections", relay.max_connections as u64)?;
     at_least_one("relay.max_subscriptions", relay.max_subscriptions as u64)?;
@@ -203,8 +215,12 @@ mod tests {
 
     #[test]
     fn impossible_values_name_their_key() {
-        let changes: [(&str, Change); 16] = [
+        let changes: [(&str, Change); 18] = [
             ("proxy.listen", |c| c.proxy.listen.clear()),
+            ("proxy.identity", |c| c.proxy.identity = Some("me.key".into())),
+            ("proxy.identity_for", |c| {
+                c.proxy.identity_for = vec![nostr::Keys::generate().public_key().to_hex().parse().unwrap()];
+            }),
             ("relay.max_connections", |c| c.relay.max_connections = 0),
             ("relay.max_subscriptions", |c| c.relay.max_subscriptions = 0),
             ("relay.max_message", |c| c.relay.max_message = ByteSize::b(EVENT_MIN.as_u64() - 1)),

@@ -19,7 +19,7 @@ use bytesize::ByteSize;
 use nostr::RelayUrl;
 use serde::{Deserialize, Serialize};
 
-use crate::exit::Rule as ExitRule;
+use crate::exit::{AllowList, Rule as ExitRule};
 use crate::limits::Limits;
 use crate::proxy::Optimistic;
 use crate::proxy::exits::{ExitName, Exits, Rule as ProxyRule};
@@ -75,6 +75,10 @@ pub struct ProxyConfig {
     pub exclude: Vec<ExitName>,
     /// What goes where, before the exits.
     pub rule: Vec<ProxyRule>,
+    /// File of a lasting key that proves to exits who their client is.
+    pub identity: Option<PathBuf>,
+    /// The exits that it is shown to.
+    pub identity_for: Vec<ExitName>,
     /// File for scripts, written when the proxy is ready.
     pub info_file: Option<PathBuf>,
 }
@@ -88,6 +92,8 @@ impl Default for ProxyConfig {
             exit: Exits::default(),
             exclude: Vec::new(),
             rule: Vec::new(),
+            identity: None,
+            identity_for: Vec::new(),
             info_file: None,
         }
     }
@@ -107,6 +113,8 @@ pub struct ExitConfig {
     /// What is offered: the port that clients see, and where it leads.
     #[serde(deserialize_with = "service::services")]
     pub service: Services,
+    /// Who may connect to services without a list of their own; without one everybody.
+    pub allow: Option<AllowList>,
     /// Other hosts, and how the exit is found by those who look for one.
     pub public: PublicConfig,
     /// What a public exit connects to, before its defaults.

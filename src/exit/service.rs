@@ -2,7 +2,7 @@
 //! of a stream to either.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, debug_span};
 
+use super::access::{Access, check};
 use super::dial::Dialer;
 use crate::destination::{Destination, Host, split_port};
 use crate::error::{Error, ErrorKind};
@@ -56,6 +57,15 @@ impl Services {
         port.is_none() && offers_any && self.only().is_none()
     }
 
+    /// The port of the service that is meant, if one is.
+    fn port_of(&self, port: Option<u16>) -> Option<u16> {
+        match port {
+            Some(port) => self.by_port.contains_key(&port).then_some(port),
+            None if self.default.is_none() && self.by_port.len() == 1 => self.by_port.keys().next().copied(),
+            None => None,
+        }
+    }
+
     /// The only target there is.
     fn only(&self) -> Option<&String> {
         match (&self.default, self.by_port.len()) {
@@ -94,7 +104,7 @@ impl Asked {
 }
 
 /// An exit that serves.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Exit(Arc<Offered>);
 
 /// What is behind an exit.
@@ -103,6 +113,7 @@ struct Offered {
     services: Services,
     /// What connects to other hosts, at a public exit.
     public: Option<Dialer>,
+    access: RwLock<Arc<Access>>,
     limits: Arc<Limits>,
 }
 
@@ -116,7 +127,12 @@ impl Exit {
     /// An exit with these services that also connects to other hosts, if there is what does that.
     #[must_use]
     pub fn public(services: Services, dialer: Option<Dialer>, limits: Arc<Limits>) -> Self {
-        Self(Arc::new(Offered { services, public: dialer, limits }))
+        Self(Arc::new(Offered { services, public: dialer, access: RwLock::default(), limits }))
+    }
+
+    /// From now on these lists say who may connect; streams that are open go on.
+    pub fn set_access(&self, access: Access) {
+        *self.0.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(access);
     }
 
     /// Serves the streams that come in until `cancel`; those that are open then go on in `tracker`.
@@ -152,14 +168,17 @@ async fn serve(offered: &Offered, offer: Offer) {
 
 /// Connects to what the client asks for.
 async fn connect(offered: &Offered, offer: &Offer) -> Result<TcpStream, Error> {
-    let Offered { services, public, limits } = offered;
+    let Offered { services, public, access, limits } = offered;
+    let access = Arc::clone(&access.read().unwrap_or_else(PoisonError::into_inner));
     let dial: BoxFuture<'_, Result<TcpStream, Error>> = match (Asked::read(offer.destination(), offer.port())?, public)
     {
         (Asked::Service(port), _) => {
             let port = if services.is_ambiguous(port) { Some(told_port(limits, offer).await?) } else { port };
+            check(access.of_service(services.port_of(port)), offer)?;
             Box::pin(dial_service(services.find(port)?, limits.dial_timeout))
         }
         (Asked::Elsewhere(destination), Some(dialer)) => {
+            check(access.public.as_ref(), offer)?;
             Box::pin(async move { dialer.connect(&destination, limits.dial_timeout).await })
         }
         (Asked::Elsewhere(_), None) => {

@@ -8,9 +8,9 @@ use nostr::Keys;
 use super::RunError;
 use super::info::Info;
 use super::shutdown::Shutdown;
-use crate::config::{Config, PublicConfig};
+use crate::config::{Config, ExitConfig, PublicConfig, Service};
 use crate::directory::{Announcer, Profile};
-use crate::exit::{Dialer, Exit, Policy, Services};
+use crate::exit::{Access, Dialer, Exit, Policy, Services};
 use crate::name::NostrName;
 use crate::tunnel::Acceptor;
 
@@ -24,6 +24,7 @@ pub async fn run(config: Config, keys: Keys, shutdown: Shutdown) -> Result<(), R
         by_port: config.exit.service.iter().map(|(port, service)| (*port, service.target.to_string())).collect(),
         default: config.exit.target.as_ref().map(ToString::to_string),
     };
+    let access = access(&config.exit);
     let policy = config.exit.public.enabled.then(|| Policy::new(config.exit.rule));
     if policy.is_some() {
         tracing::warn!("this exit is public: whoever finds it reaches the internet with this machine's address");
@@ -48,9 +49,9 @@ pub async fn run(config: Config, keys: Keys, shutdown: Shutdown) -> Result<(), R
         let announcer = Announcer::new(keys, acceptor.links(), acceptor.heard_on(), profile);
         tokio::spawn(announcer.run(shutdown.token().clone()))
     });
-    Exit::public(services, policy.map(Dialer::new), limits)
-        .serve(&mut acceptor, shutdown.token(), shutdown.tracker())
-        .await;
+    let exit = Exit::public(services, policy.map(Dialer::new), limits);
+    exit.set_access(access);
+    exit.serve(&mut acceptor, shutdown.token(), shutdown.tracker()).await;
     // Nobody is to find what is about to end; connections that are open go on meanwhile.
     let (taken_back, _) = tokio::join!(
         async {
@@ -66,6 +67,16 @@ pub async fn run(config: Config, keys: Keys, shutdown: Shutdown) -> Result<(), R
     }
     acceptor.close().await;
     Ok(())
+}
+
+/// Who may connect to what.
+fn access(config: &ExitConfig) -> Access {
+    let own = |(port, service): (&u16, &Service)| service.allow.clone().map(|list| (*port, list));
+    Access {
+        services: config.allow.clone(),
+        by_port: config.service.iter().filter_map(own).collect(),
+        public: config.public.allow.clone(),
+    }
 }
 
 /// Tells the operator under which name the services are reached.

@@ -14,13 +14,14 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::compartment::Compartment;
-use super::driver::{ARRIVALS_MAX, Driver, OPENINGS_MIN, Recent, Sent, subscribe_all};
+use super::driver::{ARRIVALS_MAX, Driver, OPENINGS_MIN, Recent, Sent, subscribe_all, unix_now};
 use super::memory::Memory;
 use super::shared::Shared;
 use super::stream::TunnelStream;
 use crate::destination::Destination;
 use crate::envelope::Conversation;
 use crate::error::{Error, ErrorKind};
+use crate::identity::{Identity, Proof};
 use crate::limits::Limits;
 use crate::name::NostrName;
 use crate::relay::{Link, Links, Subscription, Wanted};
@@ -38,9 +39,29 @@ struct SessionId {
 struct Client {
     /// When its key was made.
     since: Instant,
+    key: PublicKey,
+    /// What shows the exit whose key it is, if the exit is to know.
+    proof: Option<Proof>,
     shared: Arc<Shared>,
     /// Held by the session while it lives, and not by us.
     links: Vec<Weak<Link>>,
+}
+
+/// A session that takes a new stream.
+struct Ready {
+    shared: Arc<Shared>,
+    proof: Option<String>,
+}
+
+impl Client {
+    fn ready(&mut self, exit: &PublicKey, identity: Option<&Identity>) -> Ready {
+        let now = unix_now();
+        if self.proof.as_ref().is_none_or(|proof| proof.is_stale(now)) {
+            self.proof = identity.and_then(|identity| identity.prove(exit, &self.key, now));
+        }
+        let proof = self.proof.as_ref().map(|proof| proof.text.clone());
+        Ready { shared: Arc::clone(&self.shared), proof }
+    }
 }
 
 /// Why a stream through an exit could not be opened.
@@ -69,6 +90,7 @@ pub struct Tunnel {
     limits: Arc<Limits>,
     /// Relays for names that carry none.
     relays: Vec<RelayUrl>,
+    identity: Option<Identity>,
     sessions: Mutex<HashMap<SessionId, Client>>,
     memory: Arc<Memory>,
     end: CancellationToken,
@@ -89,11 +111,18 @@ impl Tunnel {
             links: Links::new(Arc::clone(&limits)),
             limits,
             relays,
+            identity: None,
             sessions: Mutex::default(),
             memory: Arc::default(),
             end: CancellationToken::new(),
             drivers: TaskTracker::new(),
         }
+    }
+
+    /// Shows this identity to the exits that it is for.
+    #[must_use]
+    pub fn with_identity(self, identity: Option<Identity>) -> Self {
+        Self { identity, ..self }
     }
 
     /// Opens a stream to a port of an exit; `early` are its first bytes, as far as they are known.
@@ -108,8 +137,8 @@ impl Tunnel {
         port: u16,
         early: &[u8],
     ) -> Result<TunnelStream, Error> {
-        let shared = self.session(self.id(name, compartment)?)?;
-        let (stream, taken) = begin(shared, name.to_string(), port, early, None)?;
+        let session = self.session(self.id(name, compartment)?)?;
+        let (stream, taken) = begin(session, name.to_string(), port, early, None)?;
         stream.opened().await?;
         send_rest(stream, &early[taken..]).await
     }
@@ -130,8 +159,8 @@ impl Tunnel {
         early: &[u8],
         hold: Duration,
     ) -> Result<TunnelStream, Error> {
-        let shared = self.session(self.id(name, compartment)?)?;
-        let (stream, taken) = begin(shared, name.to_string(), port, early, Some(hold))?;
+        let session = self.session(self.id(name, compartment)?)?;
+        let (stream, taken) = begin(session, name.to_string(), port, early, Some(hold))?;
         send_rest(stream, &early[taken..]).await
     }
 
@@ -178,7 +207,7 @@ impl Tunnel {
     ) -> Result<TunnelStream, Unopened> {
         let silent = |error| Unopened { error, answered: false };
         let session = self.id(exit, compartment).and_then(|id| self.session(id));
-        let begun = session.and_then(|shared| begin(shared, destination.to_string(), destination.port, &[], None));
+        let begun = session.and_then(|session| begin(session, destination.to_string(), destination.port, &[], None));
         let (stream, _) = begun.map_err(silent)?;
         let outcome = tokio::select! {
             opened = stream.opened() => opened,
@@ -229,15 +258,15 @@ impl Tunnel {
     }
 
     /// The session for new streams, a new one if there was none, it has ended, or its key is old.
-    fn session(&self, id: SessionId) -> Result<Arc<Shared>, Error> {
+    fn session(&self, id: SessionId) -> Result<Ready, Error> {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = sessions.get(&id)
+        if let Some(client) = sessions.get_mut(&id)
             && self.is_fresh(client)
             && client.shared.engine().check().is_ok()
         {
             // A relay in a long pause is worth another try now.
             client.links.iter().filter_map(Weak::upgrade).for_each(|link| link.nudge());
-            return Ok(Arc::clone(&client.shared));
+            return Ok(client.ready(&id.exit, self.identity.as_ref()));
         }
         sessions.retain(|_, client| {
             let fresh = self.is_fresh(client);
@@ -252,10 +281,10 @@ impl Tunnel {
             return Err(Error::new(ErrorKind::Aborted, "the proxy is ending"));
         }
         self.make_room(&mut sessions)?;
-        let client = self.start(&id)?;
-        let shared = Arc::clone(&client.shared);
+        let mut client = self.start(&id)?;
+        let ready = client.ready(&id.exit, self.identity.as_ref());
         sessions.insert(id, client);
-        Ok(shared)
+        Ok(ready)
     }
 
     /// Ends idle sessions when there are as many as there may be.
@@ -281,6 +310,7 @@ impl Tunnel {
 
     fn start(&self, id: &SessionId) -> Result<Client, Error> {
         let keys = Keys::generate();
+        let key = keys.public_key();
         let conversation = Conversation::new(keys.clone(), id.exit).map_err(|error| {
             Error::new(ErrorKind::HostUnreachable, format!("the name's key is not usable: {error}"))
         })?;
@@ -309,14 +339,20 @@ impl Tunnel {
             sealing: FuturesOrdered::new(),
         };
         self.drivers.spawn(driver.run(self.end.clone()));
-        Ok(Client { since: Instant::now(), shared, links: links.iter().map(Arc::downgrade).collect() })
+        Ok(Client {
+            since: Instant::now(),
+            key,
+            proof: None,
+            shared,
+            links: links.iter().map(Arc::downgrade).collect(),
+        })
     }
 }
 
 /// Starts an opening, held back for so long by one who will not wait for the answer, and says how many of its first bytes
 /// are taken.
 fn begin(
-    shared: Arc<Shared>,
+    Ready { shared, proof }: Ready,
     host: String,
     port: u16,
     early: &[u8],
@@ -327,6 +363,9 @@ fn begin(
         let mut engine = shared.engine();
         engine.check()?;
         engine.session.open_held(Instant::now(), key, host.clone(), port, hold.unwrap_or_default());
+        if let Some(proof) = proof {
+            engine.session.authorize(key, proof);
+        }
         engine.accepted.await_outcome(key, (host, port), hold.is_some());
         engine.session.write(key, early)?
     };

@@ -18,6 +18,7 @@ use super::shared::Shared;
 use super::stream::TunnelStream;
 use crate::envelope::{Conversation, SealedEvent};
 use crate::error::{Error, ErrorKind};
+use crate::identity;
 use crate::limits::Limits;
 use crate::message::{Message, Type};
 use crate::relay::{Arrival, Attachment, Link, Links, Notice, Subscription, Wanted};
@@ -30,19 +31,21 @@ const STRANGERS_PER_SECOND: u32 = 100;
 #[derive(Clone)]
 pub(super) struct Door {
     offers: mpsc::UnboundedSender<Offer>,
+    exit: PublicKey,
     pub(super) replays: Arc<ReplayGuard>,
 }
 
 impl Door {
     pub(super) fn announce(&self, shared: &Arc<Shared>, peer: PublicKey, incoming: Incoming) {
         // A closed channel drops the offer, which refuses the stream.
-        let _ = self.offers.send(Offer { shared: Some(Arc::clone(shared)), peer, incoming });
+        let _ = self.offers.send(Offer { shared: Some(Arc::clone(shared)), exit: self.exit, peer, incoming });
     }
 }
 
 /// A stream that a peer asks for. Dropping it refuses it.
 pub struct Offer {
     shared: Option<Arc<Shared>>,
+    exit: PublicKey,
     peer: PublicKey,
     incoming: Incoming,
 }
@@ -58,6 +61,15 @@ impl Offer {
     #[must_use]
     pub const fn peer(&self) -> PublicKey {
         self.peer
+    }
+
+    /// The lasting key that the peer proves to be of, if it shows one.
+    ///
+    /// # Errors
+    /// `denied` when what it shows proves nothing.
+    pub fn identity(&self) -> Result<Option<PublicKey>, Error> {
+        let proof = self.incoming.auth.as_deref();
+        proof.map(|proof| identity::verify(proof, &self.exit, &self.peer, unix_now())).transpose()
     }
 
     /// Where it wants to go, as it wrote it.
@@ -162,13 +174,14 @@ impl Acceptor {
         let replays = Arc::new(ReplayGuard::new(limits.message_age, unix_now()));
         let drivers = TaskTracker::new();
         let (ended_tx, ended) = mpsc::unbounded_channel();
+        let exit = keys.public_key();
         let dispatcher = Dispatcher {
             keys,
             links: links.clone(),
             attachments,
             limits,
             sessions: HashMap::new(),
-            door: Door { offers: offers_tx, replays },
+            door: Door { offers: offers_tx, exit, replays },
             strangers: (Instant::now(), 0),
             early: Early::default(),
             heard_on: heard_on_tx,

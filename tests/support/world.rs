@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use nostr::{Keys, RelayUrl};
-use nws::exit::{Exit, Services};
+use nws::exit::{Access, Exit, Services};
+use nws::identity::Identity;
 use nws::limits::Limits;
 use nws::name::NostrName;
 use nws::proxy::{Listener, Optimistic, Router};
@@ -45,6 +46,10 @@ pub struct Setup {
     pub proxy_relays: Vec<RelayUrl>,
     /// The exit's services.
     pub services: BTreeMap<u16, String>,
+    /// Who may connect to them.
+    pub access: Access,
+    /// Who the proxy proves to be.
+    pub identity: Option<Identity>,
 }
 
 impl Setup {
@@ -57,6 +62,8 @@ impl Setup {
             exit_relays: relays.to_vec(),
             proxy_relays: relays.to_vec(),
             services: services.iter().map(|(port, addr)| (*port, addr.to_string())).collect(),
+            access: Access::default(),
+            identity: None,
         }
     }
 
@@ -70,7 +77,7 @@ impl Setup {
     /// Starts the proxy alone.
     pub async fn start_proxy(self, end: CancellationToken) -> World {
         let limits = Arc::new(self.limits);
-        let tunnel = Arc::new(Tunnel::new(Vec::new(), Arc::clone(&limits)));
+        let tunnel = Arc::new(Tunnel::new(Vec::new(), Arc::clone(&limits)).with_identity(self.identity));
         let listener = Listener::bind(ANY_PORT).await.unwrap();
         let proxy = listener.local_addr();
         let tracker = TaskTracker::new();
@@ -86,6 +93,7 @@ impl Setup {
         let mut acceptor = Acceptor::start(self.keys.clone(), &self.exit_relays, Arc::clone(&limits));
         soon("the exit's relay", acceptor.ready()).await;
         let exit = Exit::new(Services { by_port: self.services.clone(), default: None }, limits);
+        exit.set_access(self.access.clone());
         let end = end.clone();
         tokio::spawn(async move {
             exit.serve(&mut acceptor, &end, &TaskTracker::new()).await;
