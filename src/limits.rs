@@ -41,6 +41,14 @@ pub struct Limits {
     pub path_events_max: usize,
     /// Most streams of one session.
     pub session_streams: usize,
+    /// Most new streams of one peer in a second, and at once.
+    pub peer_streams_per_second: u32,
+    /// Most new streams of all peers of an exit in a second, and at once.
+    pub exit_streams_per_second: u32,
+    /// Most events of unknown keys that an exit looks at in a second: each costs a signature check.
+    pub exit_strangers_per_second: u32,
+    /// Most streams of all peers that an exit serves at once.
+    pub exit_streams: usize,
     /// Most sessions (peers) that an exit keeps.
     pub exit_sessions: usize,
     /// Relays of one name that are used; a name may carry more.
@@ -91,6 +99,10 @@ impl Default for Limits {
             path_window_max: ByteSize::mib(16),
             path_events_max: 512,
             session_streams: 20_000,
+            peer_streams_per_second: 1_000,
+            exit_streams_per_second: 5_000,
+            exit_strangers_per_second: 2_000,
+            exit_streams: 50_000,
             exit_sessions: 10_000,
             relays_per_name: 8,
             known_exits: 1_000,

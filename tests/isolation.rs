@@ -49,24 +49,6 @@ fn assert_unlinked(seen: &[Seen]) {
     }
 }
 
-/// A connection as this SOCKS user.
-async fn socks_as(world: &World, user: &str, port: u16) -> Result<TcpStream, u8> {
-    let mut stream = TcpStream::connect(world.proxy).await.unwrap();
-    let host = world.name.to_string();
-    let length = |text: &str| u8::try_from(text.len()).unwrap();
-    let mut request = vec![5, 1, 2, 1, length(user)];
-    request.extend_from_slice(user.as_bytes());
-    request.extend_from_slice(&[6]);
-    request.extend_from_slice(b"secret");
-    request.extend_from_slice(&[5, 1, 0, 3, length(&host)]);
-    request.extend_from_slice(host.as_bytes());
-    request.extend_from_slice(&port.to_be_bytes());
-    stream.write_all(&request).await.unwrap();
-    let mut answer = [0; 2 + 2 + 10];
-    stream.read_exact(&mut answer).await.unwrap();
-    if answer[5] == 0 { Ok(stream) } else { Err(answer[5]) }
-}
-
 /// Fetches something over an open connection, which the service then closes.
 async fn fetch(mut stream: TcpStream) {
     stream.write_all(b"GET /bytes/5000 HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").await.unwrap();
@@ -77,8 +59,8 @@ async fn fetch(mut stream: TcpStream) {
 async fn no_event_of_one_socks_user_carries_a_key_of_the_other() {
     let (_running, world, mut spy) = spied(|_| {}).await;
     for _ in 0..2 {
-        fetch(soon("a stream of one", socks_as(&world, "one", 80)).await.unwrap()).await;
-        fetch(soon("a stream of two", socks_as(&world, "two", 81)).await.unwrap()).await;
+        fetch(soon("a stream of one", world.socks_as("one", 80)).await.unwrap()).await;
+        fetch(soon("a stream of two", world.socks_as("two", 81)).await.unwrap()).await;
     }
     fetch(soon("a stream of nobody", world.socks(82)).await.unwrap()).await;
     let seen = spy.until_ended(5).await;
@@ -144,14 +126,14 @@ async fn an_old_key_takes_no_new_streams_and_keeps_those_that_it_has() {
 #[tokio::test(flavor = "multi_thread")]
 async fn as_many_sessions_as_there_may_be_refuse_the_next_until_one_is_idle() {
     let (_running, world, _spy) = spied(|setup| setup.limits.proxy_sessions = 2).await;
-    let one = soon("a stream", socks_as(&world, "one", 80)).await.unwrap();
-    let _two = soon("a stream", socks_as(&world, "two", 80)).await.unwrap();
-    assert_eq!(soon("a refusal", socks_as(&world, "three", 80)).await.unwrap_err(), 1);
-    let again = soon("another stream of one", socks_as(&world, "one", 80)).await.unwrap();
+    let one = soon("a stream", world.socks_as("one", 80)).await.unwrap();
+    let _two = soon("a stream", world.socks_as("two", 80)).await.unwrap();
+    assert_eq!(soon("a refusal", world.socks_as("three", 80)).await.unwrap_err(), 1);
+    let again = soon("another stream of one", world.socks_as("one", 80)).await.unwrap();
     fetch(again).await;
     fetch(one).await;
     soon("room for the third", async {
-        while socks_as(&world, "three", 80).await.is_err() {
+        while world.socks_as("three", 80).await.is_err() {
             tokio::task::yield_now().await;
         }
     })

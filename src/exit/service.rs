@@ -2,14 +2,16 @@
 //! of a stream to either.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument, debug, debug_span};
+use tracing::{Instrument, debug, debug_span, warn};
 
 use super::access::{Access, check};
 use super::dial::Dialer;
@@ -114,6 +116,10 @@ struct Offered {
     /// What connects to other hosts, at a public exit.
     public: Option<Dialer>,
     access: RwLock<Arc<Access>>,
+    /// Streams that may still be served at once.
+    slots: Arc<Semaphore>,
+    /// Streams that were refused for want of a slot.
+    turned_away: AtomicU64,
     limits: Arc<Limits>,
 }
 
@@ -127,12 +133,20 @@ impl Exit {
     /// An exit with these services that also connects to other hosts, if there is what does that.
     #[must_use]
     pub fn public(services: Services, dialer: Option<Dialer>, limits: Arc<Limits>) -> Self {
-        Self(Arc::new(Offered { services, public: dialer, access: RwLock::default(), limits }))
+        let slots = Arc::new(Semaphore::new(limits.exit_streams.min(Semaphore::MAX_PERMITS)));
+        let (access, turned_away) = (RwLock::default(), AtomicU64::new(0));
+        Self(Arc::new(Offered { services, public: dialer, access, slots, turned_away, limits }))
     }
 
     /// From now on these lists say who may connect; streams that are open go on.
     pub fn set_access(&self, access: Access) {
         *self.0.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(access);
+    }
+
+    /// Streams that were refused because there were as many as `limits.exit_streams` allows.
+    #[must_use]
+    pub fn turned_away(&self) -> u64 {
+        self.0.turned_away.load(Ordering::Relaxed)
     }
 
     /// Serves the streams that come in until `cancel`; those that are open then go on in `tracker`.
@@ -146,8 +160,29 @@ impl Exit {
             let Some(offer) = offer else { return };
             let span = debug_span!("stream", peer = %offer.peer());
             let offered = Arc::clone(&self.0);
-            tracker.spawn(async move { serve(&offered, offer).await }.instrument(span));
+            let Ok(slot) = Arc::clone(&offered.slots).try_acquire_owned() else {
+                offered.turn_away(offer);
+                continue;
+            };
+            tracker.spawn(
+                async move {
+                    serve(&offered, offer).await;
+                    drop(slot);
+                }
+                .instrument(span),
+            );
         }
+    }
+}
+
+impl Offered {
+    /// Refuses a stream for which there is no slot.
+    fn turn_away(&self, offer: Offer) {
+        let count = self.turned_away.fetch_add(1, Ordering::Relaxed) + 1;
+        if count.is_power_of_two() {
+            warn!(limit = "limits.exit_streams", refused = count, "more comes than a limit allows");
+        }
+        offer.reject(&Error::new(ErrorKind::Overloaded, "the exit serves as many connections as it can"));
     }
 }
 
@@ -168,7 +203,7 @@ async fn serve(offered: &Offered, offer: Offer) {
 
 /// Connects to what the client asks for.
 async fn connect(offered: &Offered, offer: &Offer) -> Result<TcpStream, Error> {
-    let Offered { services, public, access, limits } = offered;
+    let Offered { services, public, access, limits, .. } = offered;
     let access = Arc::clone(&access.read().unwrap_or_else(PoisonError::into_inner));
     let dial: BoxFuture<'_, Result<TcpStream, Error>> = match (Asked::read(offer.destination(), offer.port())?, public)
     {

@@ -6,6 +6,7 @@ mod client;
 mod compartment;
 pub(crate) mod copy;
 mod driver;
+mod gate;
 mod memory;
 mod replay;
 mod server;
@@ -15,5 +16,6 @@ mod stream;
 
 pub use client::{Tunnel, Unopened};
 pub use compartment::Compartment;
+pub use gate::Refusals;
 pub use server::{Acceptor, Offer};
 pub use stream::TunnelStream;

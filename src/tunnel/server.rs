@@ -13,6 +13,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::driver::{ARRIVALS_MAX, Driver, OPENINGS_MIN, Recent, Sent, admit, subscribe_all, unix_now};
+use super::gate::{Gate, Refusals};
 use super::replay::ReplayGuard;
 use super::shared::Shared;
 use super::stream::TunnelStream;
@@ -33,9 +34,15 @@ pub(super) struct Door {
     offers: mpsc::UnboundedSender<Offer>,
     exit: PublicKey,
     pub(super) replays: Arc<ReplayGuard>,
+    pub(super) gate: Gate,
 }
 
 impl Door {
+    /// The door of another peer.
+    fn of_another(&self) -> Self {
+        Self { gate: self.gate.of_another(), ..self.clone() }
+    }
+
     pub(super) fn announce(&self, shared: &Arc<Shared>, peer: PublicKey, incoming: Incoming) {
         // A closed channel drops the offer, which refuses the stream.
         let _ = self.offers.send(Offer { shared: Some(Arc::clone(shared)), exit: self.exit, peer, incoming });
@@ -146,6 +153,7 @@ pub struct Acceptor {
     offers: mpsc::UnboundedReceiver<Offer>,
     links: Vec<Arc<Link>>,
     heard_on: watch::Receiver<HashSet<PathId>>,
+    refusals: Arc<Refusals>,
     end: CancellationToken,
     drivers: TaskTracker,
     _end: DropGuard,
@@ -175,13 +183,15 @@ impl Acceptor {
         let drivers = TaskTracker::new();
         let (ended_tx, ended) = mpsc::unbounded_channel();
         let exit = keys.public_key();
+        let gate = Gate::new(&limits);
+        let refusals = gate.refusals();
         let dispatcher = Dispatcher {
             keys,
             links: links.clone(),
             attachments,
             limits,
             sessions: HashMap::new(),
-            door: Door { offers: offers_tx, exit, replays },
+            door: Door { offers: offers_tx, exit, replays, gate },
             strangers: (Instant::now(), 0),
             early: Early::default(),
             heard_on: heard_on_tx,
@@ -190,13 +200,19 @@ impl Acceptor {
             drivers: drivers.clone(),
         };
         tokio::spawn(end.clone().run_until_cancelled_owned(dispatcher.run(arrivals, notices, ended)));
-        Self { offers, links, heard_on, drivers, end: end.clone(), _end: end.drop_guard() }
+        Self { offers, links, heard_on, refusals, drivers, end: end.clone(), _end: end.drop_guard() }
     }
 
     /// Waits until at least one relay is connected and subscribed to.
     pub async fn ready(&mut self) {
         // The dispatcher lives as long as the acceptor, so there is no error to see.
         let _ = self.heard_on.wait_for(|heard_on| !heard_on.is_empty()).await;
+    }
+
+    /// What was refused because it came too fast.
+    #[must_use]
+    pub fn refusals(&self) -> Arc<Refusals> {
+        Arc::clone(&self.refusals)
     }
 
     /// The links to the relays, for what else is to be said there as this exit.
@@ -319,6 +335,9 @@ impl Dispatcher {
 
     /// An event from a key without a session: an opening starts one.
     fn meet(&mut self, arrival: Arrival) {
+        if !self.door.gate.looks_at_stranger() {
+            return;
+        }
         let Arrival { path, event } = arrival;
         // The signature first: it costs less than the key derivation that an unsigned event must not get for free.
         let conversation = match event.verify().and_then(|()| Conversation::new(self.keys.clone(), event.author)) {
@@ -350,17 +369,29 @@ impl Dispatcher {
             return self.say(path, &conversation, &resets);
         }
         let shared = Arc::new(Shared::new(Side::Exit, Settings::from(&*self.limits), Tongue::Unknown));
-        let (messages, refused) = admit(&self.door.replays, &shared, &event, messages);
-        if let Some((key, error)) = refused {
-            return self.say(path, &conversation, &[Message::reset(key, &error)]);
+        let door = self.door.of_another();
+        let (messages, refused) = admit(&door, &shared, &event, messages);
+        if !messages.iter().any(|message| message.kind == Type::Connect) && !refused.is_empty() {
+            let resets: Vec<Message> = refused.iter().map(|(key, error)| Message::reset(*key, error)).collect();
+            return self.say(path, &conversation, &resets);
         }
         if messages.is_empty() {
             return;
         }
-        self.start(path, conversation, shared, messages);
+        for (key, error) in refused {
+            shared.engine().session.refuse(path, key, &error);
+        }
+        self.start(path, conversation, door, shared, messages);
     }
 
-    fn start(&mut self, path: u32, conversation: Conversation, shared: Arc<Shared>, messages: Vec<Message>) {
+    fn start(
+        &mut self,
+        path: u32,
+        conversation: Conversation,
+        door: Door,
+        shared: Arc<Shared>,
+        messages: Vec<Message>,
+    ) {
         let peer = conversation.peer();
         let (arrivals_tx, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let (notices_tx, notices) = mpsc::unbounded_channel();
@@ -376,7 +407,7 @@ impl Dispatcher {
             arrivals,
             notices,
             attachments: attachments.collect(),
-            door: Some(self.door.clone()),
+            door: Some(door),
             session_idle: self.limits.session_idle,
             memory: None,
             tongue: Tongue::Unknown,

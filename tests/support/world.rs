@@ -118,6 +118,23 @@ impl World {
         if reply[1] == 0 { Ok(stream) } else { Err(reply[1]) }
     }
 
+    /// A connection as this SOCKS user; the reply code when it is refused.
+    pub async fn socks_as(&self, user: &str, port: u16) -> Result<TcpStream, u8> {
+        let mut stream = TcpStream::connect(self.proxy).await.unwrap();
+        let host = self.name.to_string();
+        let length = |text: &str| u8::try_from(text.len()).unwrap();
+        let mut request = vec![5, 1, 2, 1, length(user)];
+        request.extend_from_slice(user.as_bytes());
+        request.extend_from_slice(b"\x06secret");
+        request.extend_from_slice(&[5, 1, 0, 3, length(&host)]);
+        request.extend_from_slice(host.as_bytes());
+        request.extend_from_slice(&port.to_be_bytes());
+        stream.write_all(&request).await.unwrap();
+        let mut answer = [0; 2 + 2 + 10];
+        stream.read_exact(&mut answer).await.unwrap();
+        if answer[5] == 0 { Ok(stream) } else { Err(answer[5]) }
+    }
+
     /// Fetches `/bytes/N` and checks it; the connection is closed by whoever likes to.
     pub async fn download(&self, port: u16, len: usize) {
         let mut stream = self.socks(port).await.unwrap();
