@@ -49,6 +49,11 @@ pub struct Limits {
     pub exit_strangers_per_second: u32,
     /// Most streams of all peers that an exit serves at once.
     pub exit_streams: usize,
+    /// Most bytes of one peer that an exit passes on in a second, both directions together; 0 is no limit.
+    pub peer_bytes_per_second: ByteSize,
+    /// An exit ends a stream on which no byte has passed for so long; 0 is never.
+    #[serde(with = "humantime_serde")]
+    pub stream_idle: Duration,
     /// Most sessions (peers) that an exit keeps.
     pub exit_sessions: usize,
     /// Relays of one name that are used; a name may carry more.
@@ -103,6 +108,8 @@ impl Default for Limits {
             exit_streams_per_second: 5_000,
             exit_strangers_per_second: 2_000,
             exit_streams: 50_000,
+            peer_bytes_per_second: ByteSize::b(0),
+            stream_idle: Duration::ZERO,
             exit_sessions: 10_000,
             relays_per_name: 8,
             known_exits: 1_000,

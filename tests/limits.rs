@@ -7,13 +7,16 @@ mod support;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
 
+use bytesize::ByteSize;
 use futures_util::future::join_all;
 use nostr::nips::nip44;
 use nostr::{Keys, RelayUrl};
 use nws::envelope::Conversation;
 use nws::message::{Message, Type, decode};
 use nws::proxy::Optimistic;
+use tokio::io::AsyncReadExt;
 use uuid::Uuid;
 
 use support::backends::{self, Backend};
@@ -76,6 +79,21 @@ async fn all_peers_together_have_a_rate() {
     let outcomes = soon("answers", join_all(users.iter().map(|user| world.socks_as(user, 80)))).await;
     assert!(outcomes.iter().any(|outcome| matches!(outcome, Err(OVERLOADED))));
     assert!(outcomes.iter().any(Result::is_ok));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_on_which_nothing_passes_is_ended() {
+    let (_running, world, _) = limited(|setup| setup.limits.stream_idle = Duration::from_millis(50)).await;
+    let mut stream = soon("a stream", world.socks(80)).await.unwrap();
+    let ended = soon("its end", stream.read(&mut [0])).await;
+    assert_eq!(ended.unwrap_err().kind(), std::io::ErrorKind::ConnectionReset);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_peer_at_its_pace_gets_every_byte() {
+    let (_running, world, _) = limited(|setup| setup.limits.peer_bytes_per_second = ByteSize::mib(1)).await;
+    soon("a download", world.download(80, 1_500_000)).await;
+    soon("an upload", world.upload(80, 100_000)).await;
 }
 
 /// Opens streams under one key as fast as the relay takes them, until told to stop; counts those that are refused.

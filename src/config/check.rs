@@ -103,6 +103,9 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         exit_streams_per_second,
         exit_strangers_per_second,
         exit_streams,
+        // No limit is 0, and every other value is possible.
+        peer_bytes_per_second: _,
+        stream_idle,
         exit_sessions,
         relays_per_name,
         known_exits,
@@ -135,9 +138,10 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         }
         not_too_long(key, *value)?;
     }
-    // These may be zero: end at once, forget at once, a key for each stream.
+    // These may be zero: end at once, forget at once, a key for each stream, never.
     not_too_long("limits.drain_timeout", *drain_timeout)?;
     not_too_long("limits.session_idle", *session_idle)?;
+    not_too_long("limits.stream_idle", *stream_idle)?;
     not_too_long("limits.session_lifetime", *session_lifetime)?;
 
     for (key, count) in [

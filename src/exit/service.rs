@@ -191,7 +191,14 @@ async fn serve(offered: &Offered, offer: Offer) {
         Ok(service) => {
             let service = Socket::new(service);
             if let Some(stream) = offer.accept() {
-                copy(service.clone(), stream, &service).await;
+                let activity = stream.activity();
+                tokio::select! {
+                    () = copy(service.clone(), stream, &service) => {}
+                    () = activity.ceases_for(offered.limits.stream_idle) => {
+                        debug!("nothing has passed for limits.stream_idle");
+                        service.end_with_reset();
+                    }
+                }
             }
         }
         Err(error) => {

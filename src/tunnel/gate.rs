@@ -5,8 +5,10 @@ use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use bytesize::ByteSize;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 
+use super::pace::Pace;
 use crate::error::{Error, ErrorKind};
 use crate::limits::Limits;
 
@@ -53,6 +55,7 @@ struct Common {
     strangers: DefaultDirectRateLimiter,
     /// What each peer may open a second.
     of_peer: NonZeroU32,
+    bytes_of_peer: ByteSize,
     refusals: Arc<Refusals>,
 }
 
@@ -60,6 +63,7 @@ struct Common {
 #[derive(Debug, Clone)]
 pub(super) struct Gate {
     own: Arc<DefaultDirectRateLimiter>,
+    pace: Arc<Pace>,
     common: Arc<Common>,
 }
 
@@ -72,14 +76,25 @@ impl Gate {
             streams: limiter(rate(limits.exit_streams_per_second)),
             strangers: limiter(rate(limits.exit_strangers_per_second)),
             of_peer,
+            bytes_of_peer: limits.peer_bytes_per_second,
             refusals: Arc::default(),
         };
-        Self { own: Arc::new(limiter(of_peer)), common: Arc::new(common) }
+        Self::under(Arc::new(common))
     }
 
     /// The gate of another peer.
     pub(super) fn of_another(&self) -> Self {
-        Self { own: Arc::new(limiter(self.common.of_peer)), common: Arc::clone(&self.common) }
+        Self::under(Arc::clone(&self.common))
+    }
+
+    fn under(common: Arc<Common>) -> Self {
+        let pace = Arc::new(Pace::new(common.bytes_of_peer));
+        Self { own: Arc::new(limiter(common.of_peer)), pace, common }
+    }
+
+    /// At what pace the bytes of the peer may pass.
+    pub(super) fn pace(&self) -> Arc<Pace> {
+        Arc::clone(&self.pace)
     }
 
     /// Whether the peer may open one more stream now. What it opens too many counts for nobody else.

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 
 use super::driver::{ARRIVALS_MAX, Driver, OPENINGS_MIN, Recent, Sent, admit, subscribe_all, unix_now};
 use super::gate::{Gate, Refusals};
+use super::pace::{Pace, Paced};
 use super::replay::ReplayGuard;
 use super::shared::Shared;
 use super::stream::TunnelStream;
@@ -45,7 +46,13 @@ impl Door {
 
     pub(super) fn announce(&self, shared: &Arc<Shared>, peer: PublicKey, incoming: Incoming) {
         // A closed channel drops the offer, which refuses the stream.
-        let _ = self.offers.send(Offer { shared: Some(Arc::clone(shared)), exit: self.exit, peer, incoming });
+        let _ = self.offers.send(Offer {
+            shared: Some(Arc::clone(shared)),
+            exit: self.exit,
+            pace: self.gate.pace(),
+            peer,
+            incoming,
+        });
     }
 }
 
@@ -53,6 +60,7 @@ impl Door {
 pub struct Offer {
     shared: Option<Arc<Shared>>,
     exit: PublicKey,
+    pace: Arc<Pace>,
     peer: PublicKey,
     incoming: Incoming,
 }
@@ -120,13 +128,13 @@ impl Offer {
         }
     }
 
-    /// Takes the stream.
+    /// Takes the stream, which goes at the pace of its peer.
     #[must_use]
-    pub fn accept(mut self) -> Option<TunnelStream> {
+    pub(crate) fn accept(mut self) -> Option<Paced<TunnelStream>> {
         let shared = self.shared.take()?;
         shared.engine().session.accept(Instant::now(), self.incoming.key);
         shared.wake.notify_one();
-        Some(TunnelStream::new(shared, self.incoming.key))
+        Some(Paced::new(TunnelStream::new(shared, self.incoming.key), Arc::clone(&self.pace)))
     }
 
     /// Refuses the stream.
