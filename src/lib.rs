@@ -10,6 +10,7 @@
 //! | 3 | [`tunnel`], [`directory`] | sessions on relay links; streams as `AsyncRead + AsyncWrite`; exits announced and found |
 //! | 2 | [`relay`], [`dial`] | one link, the set of links, NIP-11, the embedded server; from a name to a TCP connection |
 //! | 1 | [`stream`] | the engine without I/O and without a clock |
+//! | 1 | [`identity`] | a lasting key, proved to an exit |
 //! | 0 | [`name`], [`message`], [`envelope`], [`error`], [`limits`], [`destination`], [`addresses`], [`pattern`] | names, messages, events, the error table, limits, destinations, reserved addresses, what rules speak of |
 
 pub mod addresses;
@@ -21,6 +22,7 @@ pub mod directory;
 pub mod envelope;
 pub mod error;
 pub mod exit;
+pub mod identity;
 pub mod limits;
 pub mod message;
 pub mod name;

@@ -41,6 +41,19 @@ pub struct Limits {
     pub path_events_max: usize,
     /// Most streams of one session.
     pub session_streams: usize,
+    /// Most new streams of one peer in a second, and at once.
+    pub peer_streams_per_second: u32,
+    /// Most new streams of all peers of an exit in a second, and at once.
+    pub exit_streams_per_second: u32,
+    /// Most events of unknown keys that an exit looks at in a second: each costs a signature check.
+    pub exit_strangers_per_second: u32,
+    /// Most streams of all peers that an exit serves at once.
+    pub exit_streams: usize,
+    /// Most bytes of one peer that an exit passes on in a second, both directions together; 0 is no limit.
+    pub peer_bytes_per_second: ByteSize,
+    /// An exit ends a stream on which no byte has passed for so long; 0 is never.
+    #[serde(with = "humantime_serde")]
+    pub stream_idle: Duration,
     /// Most sessions (peers) that an exit keeps.
     pub exit_sessions: usize,
     /// Relays of one name that are used; a name may carry more.
@@ -49,6 +62,11 @@ pub struct Limits {
     pub known_exits: usize,
     /// Most client connections of a proxy at once.
     pub proxy_connections: usize,
+    /// Most sessions of a proxy: each has a subscription on each of its relays.
+    pub proxy_sessions: usize,
+    /// A session key of a proxy takes new streams for so long.
+    #[serde(with = "humantime_serde")]
+    pub session_lifetime: Duration,
     /// A session without streams is forgotten after so long.
     #[serde(with = "humantime_serde")]
     pub session_idle: Duration,
@@ -86,10 +104,18 @@ impl Default for Limits {
             path_window_max: ByteSize::mib(16),
             path_events_max: 512,
             session_streams: 20_000,
+            peer_streams_per_second: 1_000,
+            exit_streams_per_second: 5_000,
+            exit_strangers_per_second: 2_000,
+            exit_streams: 50_000,
+            peer_bytes_per_second: ByteSize::b(0),
+            stream_idle: Duration::ZERO,
             exit_sessions: 10_000,
             relays_per_name: 8,
             known_exits: 1_000,
             proxy_connections: 20_000,
+            proxy_sessions: 1_000,
+            session_lifetime: Duration::from_secs(600),
             session_idle: Duration::from_secs(300),
             message_age: Duration::from_secs(300),
             event_max: ByteSize::b(65_536),

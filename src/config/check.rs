@@ -43,6 +43,18 @@ pub(super) fn check(config: &Config) -> Result<(), Finding> {
     if config.proxy.listen.is_empty() {
         return Err(finding(&["proxy.listen"], "is empty; name at least one address, as \"127.0.0.1:8882\""));
     }
+    match (&config.proxy.identity, config.proxy.identity_for.is_empty()) {
+        (Some(_), true) => {
+            let reason = "is shown to no exit; name those that want it in proxy.identity_for";
+            return Err(finding(&["proxy.identity", "proxy.identity_for"], reason));
+        }
+        (None, false) => {
+            let reason =
+                "names exits that are shown an identity, and there is none; set proxy.identity to its key file";
+            return Err(finding(&["proxy.identity_for"], reason));
+        }
+        _ => {}
+    }
     let relay = &config.relay;
     at_least_one("relay.max_connections", relay.max_connections as u64)?;
     at_least_one("relay.max_subscriptions", relay.max_subscriptions as u64)?;
@@ -87,10 +99,19 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         path_window_max,
         path_events_max,
         session_streams,
+        peer_streams_per_second,
+        exit_streams_per_second,
+        exit_strangers_per_second,
+        exit_streams,
+        // No limit is 0, and every other value is possible.
+        peer_bytes_per_second: _,
+        stream_idle,
         exit_sessions,
         relays_per_name,
         known_exits,
         proxy_connections,
+        proxy_sessions,
+        session_lifetime,
         session_idle,
         message_age,
         event_max,
@@ -117,17 +138,24 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         }
         not_too_long(key, *value)?;
     }
-    // These two may be zero: end at once, forget at once.
+    // These may be zero: end at once, forget at once, a key for each stream, never.
     not_too_long("limits.drain_timeout", *drain_timeout)?;
     not_too_long("limits.session_idle", *session_idle)?;
+    not_too_long("limits.stream_idle", *stream_idle)?;
+    not_too_long("limits.session_lifetime", *session_lifetime)?;
 
     for (key, count) in [
         ("limits.path_events_max", *path_events_max as u64),
         ("limits.session_streams", *session_streams as u64),
+        ("limits.peer_streams_per_second", u64::from(*peer_streams_per_second)),
+        ("limits.exit_streams_per_second", u64::from(*exit_streams_per_second)),
+        ("limits.exit_strangers_per_second", u64::from(*exit_strangers_per_second)),
+        ("limits.exit_streams", *exit_streams as u64),
         ("limits.exit_sessions", *exit_sessions as u64),
         ("limits.relays_per_name", *relays_per_name as u64),
         ("limits.known_exits", *known_exits as u64),
         ("limits.proxy_connections", *proxy_connections as u64),
+        ("limits.proxy_sessions", *proxy_sessions as u64),
     ] {
         at_least_one(key, count)?;
     }
@@ -199,8 +227,12 @@ mod tests {
 
     #[test]
     fn impossible_values_name_their_key() {
-        let changes: [(&str, Change); 16] = [
+        let changes: [(&str, Change); 18] = [
             ("proxy.listen", |c| c.proxy.listen.clear()),
+            ("proxy.identity", |c| c.proxy.identity = Some("me.key".into())),
+            ("proxy.identity_for", |c| {
+                c.proxy.identity_for = vec![nostr::Keys::generate().public_key().to_hex().parse().unwrap()];
+            }),
             ("relay.max_connections", |c| c.relay.max_connections = 0),
             ("relay.max_subscriptions", |c| c.relay.max_subscriptions = 0),
             ("relay.max_message", |c| c.relay.max_message = ByteSize::b(EVENT_MIN.as_u64() - 1)),

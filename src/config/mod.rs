@@ -19,7 +19,7 @@ use bytesize::ByteSize;
 use nostr::RelayUrl;
 use serde::{Deserialize, Serialize};
 
-use crate::exit::Rule as ExitRule;
+use crate::exit::{AllowList, Rule as ExitRule};
 use crate::limits::Limits;
 use crate::proxy::Optimistic;
 use crate::proxy::exits::{ExitName, Exits, Rule as ProxyRule};
@@ -67,12 +67,18 @@ pub struct ProxyConfig {
     pub listen: Vec<ListenAddr>,
     /// When clients are told of success before the exit has accepted.
     pub optimistic: Optimistic,
+    /// Whether streams to different hosts share no session key.
+    pub isolate_destinations: bool,
     /// The exits for names other than `.nostr`.
     pub exit: Exits,
     /// Exits that are never used.
     pub exclude: Vec<ExitName>,
     /// What goes where, before the exits.
     pub rule: Vec<ProxyRule>,
+    /// File of a lasting key that proves to exits who their client is.
+    pub identity: Option<PathBuf>,
+    /// The exits that it is shown to.
+    pub identity_for: Vec<ExitName>,
     /// File for scripts, written when the proxy is ready.
     pub info_file: Option<PathBuf>,
 }
@@ -82,9 +88,12 @@ impl Default for ProxyConfig {
         Self {
             listen: vec![ListenAddr::loopback(8882)],
             optimistic: Optimistic::default(),
+            isolate_destinations: false,
             exit: Exits::default(),
             exclude: Vec::new(),
             rule: Vec::new(),
+            identity: None,
+            identity_for: Vec::new(),
             info_file: None,
         }
     }
@@ -104,6 +113,8 @@ pub struct ExitConfig {
     /// What is offered: the port that clients see, and where it leads.
     #[serde(deserialize_with = "service::services")]
     pub service: Services,
+    /// Who may connect to services without a list of their own; without one everybody.
+    pub allow: Option<AllowList>,
     /// Other hosts, and how the exit is found by those who look for one.
     pub public: PublicConfig,
     /// What a public exit connects to, before its defaults.

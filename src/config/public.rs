@@ -4,12 +4,16 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::exit::AllowList;
+
 /// Settings of a public exit.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct PublicConfig {
     /// Whether the exit connects to other hosts, and announces that it does.
     pub enabled: bool,
+    /// Who may; without a list everybody.
+    pub allow: Option<AllowList>,
     /// Time from one announcement to the next. The public Go program looks back 10 s.
     #[serde(with = "humantime_serde")]
     pub announce_interval: Duration,
@@ -21,6 +25,6 @@ pub struct PublicConfig {
 
 impl Default for PublicConfig {
     fn default() -> Self {
-        Self { enabled: false, announce_interval: Duration::from_secs(10), name: None, contact: None }
+        Self { enabled: false, allow: None, announce_interval: Duration::from_secs(10), name: None, contact: None }
     }
 }

@@ -9,6 +9,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::address::Target;
 use super::error::ValueError;
+use crate::exit::AllowList;
 
 /// Services by the port that clients see.
 pub type Services = BTreeMap<u16, Service>;
@@ -18,25 +19,32 @@ pub type Services = BTreeMap<u16, Service>;
 pub struct Service {
     /// Where its connections go.
     pub target: Target,
+    /// Who may connect; without a list, those of `exit.allow`.
+    pub allow: Option<AllowList>,
 }
 
 impl From<Target> for Service {
     fn from(target: Target) -> Self {
-        Self { target }
+        Self { target, allow: None }
     }
 }
 
 /// The long form of a service. A setting that comes to it later goes here and into [`Service`], and the short form
 /// is written only as long as nothing but the target is set.
-#[derive(Deserialize)]
+#[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Table {
     target: Target,
+    #[serde(default)]
+    allow: Option<AllowList>,
 }
 
 impl Serialize for Service {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        self.target.serialize(serializer)
+        match &self.allow {
+            None => self.target.serialize(serializer),
+            allow => Table { target: self.target.clone(), allow: allow.clone() }.serialize(serializer),
+        }
     }
 }
 
@@ -57,8 +65,8 @@ impl<'de> Deserialize<'de> for Service {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Service, A::Error> {
-                let Table { target } = Table::deserialize(MapAccessDeserializer::new(map))?;
-                Ok(Service { target })
+                let Table { target, allow } = Table::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(Service { target, allow })
             }
         }
 
@@ -125,6 +133,7 @@ mod tests {
             (r#""127.0.0.1""#, "has no port"),
             (r#"{ "target": "127.0.0.1:0" }"#, "port 0"),
             (r#"{ "target": "127.0.0.1:1", "tagret": 1 }"#, "tagret"),
+            (r#"{ "target": "127.0.0.1:1", "allow": ["me"] }"#, "entry 1 is no public key"),
             ("3000", "HOST:PORT or a table"),
         ] {
             let error = serde_json::from_str::<Service>(text).unwrap_err().to_string();

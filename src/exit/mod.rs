@@ -1,10 +1,12 @@
 //! The service side: streams that peers ask for, joined to the services that this exit offers and, if it is a public
 //! one, to other hosts that its policy allows; to nothing else.
 
+pub mod access;
 mod dial;
 pub mod policy;
 mod service;
 
+pub use access::{Access, AllowList};
 pub use dial::Dialer;
 pub use policy::{Action, Policy, Rule};
 pub use service::{Exit, Services};

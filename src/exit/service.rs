@@ -2,15 +2,18 @@
 //! of a stream to either.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-use tracing::{Instrument, debug, debug_span};
+use tracing::{Instrument, debug, debug_span, warn};
 
+use super::access::{Access, check};
 use super::dial::Dialer;
 use crate::destination::{Destination, Host, split_port};
 use crate::error::{Error, ErrorKind};
@@ -56,6 +59,15 @@ impl Services {
         port.is_none() && offers_any && self.only().is_none()
     }
 
+    /// The port of the service that is meant, if one is.
+    fn port_of(&self, port: Option<u16>) -> Option<u16> {
+        match port {
+            Some(port) => self.by_port.contains_key(&port).then_some(port),
+            None if self.default.is_none() && self.by_port.len() == 1 => self.by_port.keys().next().copied(),
+            None => None,
+        }
+    }
+
     /// The only target there is.
     fn only(&self) -> Option<&String> {
         match (&self.default, self.by_port.len()) {
@@ -94,7 +106,7 @@ impl Asked {
 }
 
 /// An exit that serves.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Exit(Arc<Offered>);
 
 /// What is behind an exit.
@@ -103,6 +115,11 @@ struct Offered {
     services: Services,
     /// What connects to other hosts, at a public exit.
     public: Option<Dialer>,
+    access: RwLock<Arc<Access>>,
+    /// Streams that may still be served at once.
+    slots: Arc<Semaphore>,
+    /// Streams that were refused for want of a slot.
+    turned_away: AtomicU64,
     limits: Arc<Limits>,
 }
 
@@ -116,7 +133,20 @@ impl Exit {
     /// An exit with these services that also connects to other hosts, if there is what does that.
     #[must_use]
     pub fn public(services: Services, dialer: Option<Dialer>, limits: Arc<Limits>) -> Self {
-        Self(Arc::new(Offered { services, public: dialer, limits }))
+        let slots = Arc::new(Semaphore::new(limits.exit_streams.min(Semaphore::MAX_PERMITS)));
+        let (access, turned_away) = (RwLock::default(), AtomicU64::new(0));
+        Self(Arc::new(Offered { services, public: dialer, access, slots, turned_away, limits }))
+    }
+
+    /// From now on these lists say who may connect; streams that are open go on.
+    pub fn set_access(&self, access: Access) {
+        *self.0.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(access);
+    }
+
+    /// Streams that were refused because there were as many as `limits.exit_streams` allows.
+    #[must_use]
+    pub fn turned_away(&self) -> u64 {
+        self.0.turned_away.load(Ordering::Relaxed)
     }
 
     /// Serves the streams that come in until `cancel`; those that are open then go on in `tracker`.
@@ -130,8 +160,29 @@ impl Exit {
             let Some(offer) = offer else { return };
             let span = debug_span!("stream", peer = %offer.peer());
             let offered = Arc::clone(&self.0);
-            tracker.spawn(async move { serve(&offered, offer).await }.instrument(span));
+            let Ok(slot) = Arc::clone(&offered.slots).try_acquire_owned() else {
+                offered.turn_away(offer);
+                continue;
+            };
+            tracker.spawn(
+                async move {
+                    serve(&offered, offer).await;
+                    drop(slot);
+                }
+                .instrument(span),
+            );
         }
+    }
+}
+
+impl Offered {
+    /// Refuses a stream for which there is no slot.
+    fn turn_away(&self, offer: Offer) {
+        let count = self.turned_away.fetch_add(1, Ordering::Relaxed) + 1;
+        if count.is_power_of_two() {
+            warn!(limit = "limits.exit_streams", refused = count, "more comes than a limit allows");
+        }
+        offer.reject(&Error::new(ErrorKind::Overloaded, "the exit serves as many connections as it can"));
     }
 }
 
@@ -140,7 +191,14 @@ async fn serve(offered: &Offered, offer: Offer) {
         Ok(service) => {
             let service = Socket::new(service);
             if let Some(stream) = offer.accept() {
-                copy(service.clone(), stream, &service).await;
+                let activity = stream.activity();
+                tokio::select! {
+                    () = copy(service.clone(), stream, &service) => {}
+                    () = activity.ceases_for(offered.limits.stream_idle) => {
+                        debug!("nothing has passed for limits.stream_idle");
+                        service.end_with_reset();
+                    }
+                }
             }
         }
         Err(error) => {
@@ -152,14 +210,17 @@ async fn serve(offered: &Offered, offer: Offer) {
 
 /// Connects to what the client asks for.
 async fn connect(offered: &Offered, offer: &Offer) -> Result<TcpStream, Error> {
-    let Offered { services, public, limits } = offered;
+    let Offered { services, public, access, limits, .. } = offered;
+    let access = Arc::clone(&access.read().unwrap_or_else(PoisonError::into_inner));
     let dial: BoxFuture<'_, Result<TcpStream, Error>> = match (Asked::read(offer.destination(), offer.port())?, public)
     {
         (Asked::Service(port), _) => {
             let port = if services.is_ambiguous(port) { Some(told_port(limits, offer).await?) } else { port };
+            check(access.of_service(services.port_of(port)), offer)?;
             Box::pin(dial_service(services.find(port)?, limits.dial_timeout))
         }
         (Asked::Elsewhere(destination), Some(dialer)) => {
+            check(access.public.as_ref(), offer)?;
             Box::pin(async move { dialer.connect(&destination, limits.dial_timeout).await })
         }
         (Asked::Elsewhere(_), None) => {

@@ -16,9 +16,9 @@ use crate::destination::{Destination, Host};
 use crate::directory::{Directory, KnownExit};
 use crate::error::{Error, ErrorKind};
 use crate::name::NostrName;
-use crate::tunnel::{Tunnel, TunnelStream, Unopened};
+use crate::tunnel::{Compartment, Tunnel, TunnelStream, Unopened};
 
-/// How long a host stays with its exit after its last stream: sites do not like visitors that change their address.
+/// How long a host stays with its exit after its last stream, for clients of one compartment: sites do not like visitors that change their address.
 const STICKY: Duration = Duration::from_secs(600);
 
 /// Hosts whose exit is remembered at most.
@@ -83,7 +83,7 @@ impl Health {
 #[derive(Debug, Default)]
 struct State {
     health: HashMap<PublicKey, Health>,
-    sticky: HashMap<Host, (PublicKey, Instant)>,
+    sticky: HashMap<(Compartment, Host), (PublicKey, Instant)>,
 }
 
 /// An exit that may be tried.
@@ -124,7 +124,7 @@ impl Chooser {
     ///
     /// # Errors
     /// When none is configured or known, or those that were tried failed: what the last one said that answered.
-    pub async fn open(&self, destination: &Destination) -> Result<TunnelStream, Error> {
+    pub async fn open(&self, compartment: Compartment, destination: &Destination) -> Result<TunnelStream, Error> {
         if self.exits == Exits::default() {
             let way_out = "give the proxy --exit NPUB or set proxy.exit; nws exits lists exits that can be found";
             let reason =
@@ -132,20 +132,25 @@ impl Chooser {
             return Err(Error::new(ErrorKind::Denied, reason));
         }
         self.wait_for_one().await;
-        let candidates = self.candidates(destination);
+        let candidates = self.candidates(compartment, destination);
         if candidates.is_empty() {
             let reason = format!("no exit that would take {destination} announces itself on the relays of this proxy");
             return Err(Error::new(ErrorKind::HostUnreachable, reason));
         }
-        self.try_all(destination, &candidates).await
+        self.try_all(compartment, destination, &candidates).await
     }
 
     /// Opens a stream to a host through one exit.
     ///
     /// # Errors
     /// When it fails.
-    pub async fn open_via(&self, exit: &ExitName, destination: &Destination) -> Result<TunnelStream, Error> {
-        self.try_all(destination, &[self.candidate(0, exit)]).await
+    pub async fn open_via(
+        &self,
+        compartment: Compartment,
+        exit: &ExitName,
+        destination: &Destination,
+    ) -> Result<TunnelStream, Error> {
+        self.try_all(compartment, destination, &[self.candidate(0, exit)]).await
     }
 
     /// Waits a little for the first announcement, if nothing else says where an exit is.
@@ -169,7 +174,7 @@ impl Chooser {
     }
 
     /// The exits to try, in order.
-    fn candidates(&self, destination: &Destination) -> Vec<Candidate> {
+    fn candidates(&self, compartment: Compartment, destination: &Destination) -> Vec<Candidate> {
         let mut candidates: Vec<Candidate> = match (&self.exits, &self.directory) {
             (Exits::Listed(list), _) => {
                 list.iter().enumerate().map(|(place, exit)| self.candidate(place, exit)).collect()
@@ -185,7 +190,7 @@ impl Chooser {
         };
         candidates
             .retain(|candidate| !self.exclude.iter().any(|exit| exit.0.public_key == candidate.target.public_key));
-        self.state().rank(&mut candidates, destination, Instant::now());
+        self.state().rank(&mut candidates, compartment, destination, Instant::now());
         candidates.truncate(ATTEMPTS_MAX);
         candidates
     }
@@ -199,7 +204,12 @@ impl Chooser {
         Candidate { target, known, place, is_doubtful: false }
     }
 
-    async fn try_all(&self, destination: &Destination, candidates: &[Candidate]) -> Result<TunnelStream, Error> {
+    async fn try_all(
+        &self,
+        compartment: Compartment,
+        destination: &Destination,
+        candidates: &[Candidate],
+    ) -> Result<TunnelStream, Error> {
         // What the last exit said that answered, or else why the first one did not.
         let (mut answer, mut failure) = (None, None);
         for (index, candidate) in candidates.iter().enumerate() {
@@ -214,9 +224,9 @@ impl Chooser {
             }
             let patience = (answer.is_some() || index + 1 < candidates.len()).then_some(PATIENCE);
             let start = Instant::now();
-            match self.tunnel.open_to(&candidate.target, destination, patience).await {
+            match self.tunnel.open_to(compartment, &candidate.target, destination, patience).await {
                 Ok(stream) => {
-                    self.state().succeeded(destination, key, start.elapsed());
+                    self.state().succeeded(compartment, destination, key, start.elapsed());
                     return Ok(stream);
                 }
                 Err(Unopened { error, answered: true }) => {
@@ -249,9 +259,10 @@ const fn is_final(kind: ErrorKind) -> bool {
 impl State {
     /// Sorts: what is likely to work first, then the quickest, then the preferred one; ahead of them all the exit that
     /// the host had before, unless it fails.
-    fn rank(&self, candidates: &mut [Candidate], destination: &Destination, now: Instant) {
+    fn rank(&self, candidates: &mut [Candidate], compartment: Compartment, destination: &Destination, now: Instant) {
         let fresh = |(_, at): &&(PublicKey, Instant)| now.saturating_duration_since(*at) < STICKY;
-        let before = self.sticky.get(&destination.host).filter(fresh).map(|(key, _)| *key);
+        let place = (compartment, destination.host.clone());
+        let before = self.sticky.get(&place).filter(fresh).map(|(key, _)| *key);
         let doubts = |candidate: &Candidate| {
             let health = self.health.get(&candidate.target.public_key).copied().unwrap_or_default();
             let announcement = candidate.known.as_ref().map(|known| &known.announcement);
@@ -273,7 +284,7 @@ impl State {
         });
     }
 
-    fn succeeded(&mut self, destination: &Destination, key: PublicKey, took: Duration) {
+    fn succeeded(&mut self, compartment: Compartment, destination: &Destination, key: PublicKey, took: Duration) {
         let now = Instant::now();
         if let Some(health) = self.health_mut(key) {
             health.succeeded(now, took);
@@ -281,8 +292,9 @@ impl State {
         if self.sticky.len() >= STICKY_MAX {
             self.sticky.retain(|_, (_, at)| now.saturating_duration_since(*at) < STICKY);
         }
-        if self.sticky.len() < STICKY_MAX || self.sticky.contains_key(&destination.host) {
-            self.sticky.insert(destination.host.clone(), (key, now));
+        let place = (compartment, destination.host.clone());
+        if self.sticky.len() < STICKY_MAX || self.sticky.contains_key(&place) {
+            self.sticky.insert(place, (key, now));
         }
     }
 
@@ -308,6 +320,7 @@ mod tests {
     use crate::directory::Announcement;
 
     const SOON: Duration = Duration::from_secs(1);
+    const ONE: Compartment = Compartment::NONE;
 
     fn destination(host: &str) -> Destination {
         Destination { host: Host::parse(host), port: 443 }
@@ -334,7 +347,7 @@ mod tests {
     fn order(state: &State, exits: &[Candidate], host: &str) -> Vec<usize> {
         let mut candidates = exits.to_vec();
         candidates.reverse();
-        state.rank(&mut candidates, &destination(host), Instant::now());
+        state.rank(&mut candidates, ONE, &destination(host), Instant::now());
         candidates.iter().map(|candidate| candidate.place).collect()
     }
 
@@ -343,9 +356,9 @@ mod tests {
         let exits = [exit(0, Some(1)), exit(1, Some(1)), exit(2, Some(1))];
         let mut state = State::default();
         assert_eq!(order(&state, &exits, "a.example"), [0, 1, 2]);
-        state.succeeded(&destination("b.example"), exits[2].target.public_key, SOON);
+        state.succeeded(ONE, &destination("b.example"), exits[2].target.public_key, SOON);
         assert_eq!(order(&state, &exits, "a.example"), [2, 0, 1]);
-        state.succeeded(&destination("c.example"), exits[1].target.public_key, SOON / 2);
+        state.succeeded(ONE, &destination("c.example"), exits[1].target.public_key, SOON / 2);
         assert_eq!(order(&state, &exits, "a.example"), [1, 2, 0]);
         tokio::time::advance(MEASURED).await;
         assert_eq!(order(&state, &exits, "a.example"), [0, 1, 2]);
@@ -355,8 +368,8 @@ mod tests {
     async fn a_host_stays_with_its_exit_for_ten_minutes() {
         let exits = [exit(0, Some(1)), exit(1, Some(1))];
         let mut state = State::default();
-        state.succeeded(&destination("a.example"), exits[1].target.public_key, SOON);
-        state.succeeded(&destination("b.example"), exits[0].target.public_key, SOON / 4);
+        state.succeeded(ONE, &destination("a.example"), exits[1].target.public_key, SOON);
+        state.succeeded(ONE, &destination("b.example"), exits[0].target.public_key, SOON / 4);
         assert_eq!(order(&state, &exits, "a.example"), [1, 0]);
         assert_eq!(order(&state, &exits, "c.example"), [0, 1]);
         tokio::time::advance(STICKY - SOON).await;
@@ -366,11 +379,20 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn what_host_has_which_exit_is_known_to_one_compartment_only() {
+        let exits = [exit(0, Some(1)), exit(1, Some(1))];
+        let mut state = State::default();
+        state.succeeded(Compartment::of(&"another"), &destination("a.example"), exits[1].target.public_key, SOON);
+        state.succeeded(ONE, &destination("b.example"), exits[0].target.public_key, SOON / 4);
+        assert_eq!(order(&state, &exits, "a.example"), [0, 1]);
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_exit_that_fails_comes_last_until_it_says_that_it_is_back() {
         let now = Timestamp::now().as_secs();
         let mut exits = [exit(0, Some(now - 5)), exit(1, Some(now))];
         let mut state = State::default();
-        state.succeeded(&destination("a.example"), exits[0].target.public_key, SOON);
+        state.succeeded(ONE, &destination("a.example"), exits[0].target.public_key, SOON);
         state.failed(exits[0].target.public_key);
         assert_eq!(order(&state, &exits, "a.example"), [1, 0]);
         tokio::time::advance(AVOIDED).await;

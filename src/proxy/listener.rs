@@ -91,7 +91,7 @@ impl Listener {
         let slots = self
             .slots
             .unwrap_or_else(|| Arc::new(Semaphore::new(limits.proxy_connections.clamp(1, Semaphore::MAX_PERMITS))));
-        let pools = http::Pools::new(route.clone(), limits.open_timeout);
+        let pools = http::Pools::new(route.clone(), limits.open_timeout, limits.session_lifetime);
         let front = Arc::new(Front { route, limits, cancel: cancel.clone(), pools, listener: self.address });
         let accept = async {
             let mut backoff = BACKOFF_MIN;

@@ -20,7 +20,7 @@ use crate::dial::{Network, SystemNetwork, dial};
 use crate::error::{Error, ErrorKind};
 use crate::name::{self, NostrName};
 use crate::pattern::Pattern;
-use crate::tunnel::Tunnel;
+use crate::tunnel::{Compartment, Tunnel};
 
 /// How long an opening waits for the first bytes of a client that has just been told of success: most clients speak
 /// first and at once, and those that do not wait so much longer for the server's greeting.
@@ -65,6 +65,7 @@ pub struct Plan {
 pub struct Router {
     tunnel: Arc<Tunnel>,
     optimistic: Optimistic,
+    isolate_destinations: bool,
     plan: Arc<Plan>,
 }
 
@@ -74,7 +75,19 @@ impl Router {
     pub fn new(tunnel: Arc<Tunnel>, optimistic: Optimistic) -> Self {
         let chooser = Chooser::new(Arc::clone(&tunnel), None, Exits::default(), Vec::new());
         let plan = Plan { rules: Vec::new(), chooser, network: Arc::new(SystemNetwork), dial_timeout: Duration::ZERO };
-        Self { tunnel, optimistic, plan: Arc::new(plan) }
+        Self { tunnel, optimistic, isolate_destinations: false, plan: Arc::new(plan) }
+    }
+
+    /// Whether streams to different hosts through the same exit share no session.
+    #[must_use]
+    pub fn isolating_destinations(self, isolate: bool) -> Self {
+        Self { isolate_destinations: isolate, ..self }
+    }
+
+    /// Whose streams may share a session with this one.
+    fn compartment(&self, connect: &Connect) -> Compartment {
+        let host = self.isolate_destinations.then(|| connect.destination.host.canonical());
+        Compartment::of(&(&connect.isolation, host))
     }
 
     /// Everything other than `.nostr` names goes as planned.
@@ -86,12 +99,18 @@ impl Router {
 
 /// How long the opening may wait for the first bytes of a stream that is given out at once; `None` for one that is given
 /// out when the exit has accepted.
-fn hold(tunnel: &Tunnel, optimistic: Optimistic, name: &NostrName, connect: &Connect) -> Option<Duration> {
+fn hold(
+    tunnel: &Tunnel,
+    optimistic: Optimistic,
+    compartment: Compartment,
+    name: &NostrName,
+    connect: &Connect,
+) -> Option<Duration> {
     if connect.eager {
         return Some(HOLD_FOR_REQUEST);
     }
     let at_once = match optimistic {
-        Optimistic::Auto => tunnel.accepts_lately(name, connect.destination.port),
+        Optimistic::Auto => tunnel.accepts_lately(compartment, name, connect.destination.port),
         Optimistic::Always => true,
         Optimistic::Never => false,
     };
@@ -109,23 +128,26 @@ impl Service<Connect> for Router {
 
     fn call(&mut self, connect: Connect) -> Self::Future {
         let (tunnel, optimistic, plan) = (Arc::clone(&self.tunnel), self.optimistic, Arc::clone(&self.plan));
+        let compartment = self.compartment(&connect);
         Box::pin(async move {
             if let Host::Name(host) = &connect.destination.host
                 && name::is_nostr(host)
             {
                 let name = host.parse::<NostrName>()?;
                 let (port, early) = (connect.destination.port, &connect.early_data);
-                let stream = match hold(&tunnel, optimistic, &name, &connect) {
-                    Some(hold) => tunnel.open_eager(&name, port, early, hold).await?,
-                    None => tunnel.open(&name, port, early).await?,
+                let stream = match hold(&tunnel, optimistic, compartment, &name, &connect) {
+                    Some(hold) => tunnel.open_eager(compartment, &name, port, early, hold).await?,
+                    None => tunnel.open(compartment, &name, port, early).await?,
                 };
                 return Ok(Box::new(stream) as BoxedIo);
             }
             let destination =
                 Destination { host: connect.destination.host.canonical(), port: connect.destination.port };
             match decide(&plan.rules, &destination)? {
-                Way::Exit => begin(plan.chooser.open(&destination).await?, &connect.early_data).await,
-                Way::This(exit) => begin(plan.chooser.open_via(exit, &destination).await?, &connect.early_data).await,
+                Way::Exit => begin(plan.chooser.open(compartment, &destination).await?, &connect.early_data).await,
+                Way::This(exit) => {
+                    begin(plan.chooser.open_via(compartment, exit, &destination).await?, &connect.early_data).await
+                }
                 Way::Direct(rule) => begin(plan.dial(rule, &destination).await?, &connect.early_data).await,
             }
         })
@@ -239,6 +261,32 @@ mod tests {
                 "reject".to_owned()
             }
         }
+    }
+
+    #[test]
+    fn what_sets_clients_apart_sets_their_sessions_apart() {
+        let tunnel = Arc::new(Tunnel::new(Vec::new(), Arc::default()));
+        let router = Router::new(tunnel, Optimistic::default());
+        let connect = |listener: &str, credentials: Option<&str>, host: &str| Connect {
+            destination: destination(host, 443),
+            eager: false,
+            early_data: bytes::Bytes::new(),
+            isolation: super::super::connect::Isolation {
+                listener: Some(listener.parse().unwrap()),
+                credentials: credentials.map(str::to_owned),
+            },
+        };
+        let (here, there) = ("127.0.0.1:1", "127.0.0.1:2");
+        let one = router.compartment(&connect(here, Some("a"), "x.example"));
+        assert_eq!(one, router.compartment(&connect(here, Some("a"), "y.example")));
+        for other in [connect(here, Some("b"), "x.example"), connect(here, None, "x.example")] {
+            assert_ne!(one, router.compartment(&other));
+        }
+        assert_ne!(one, router.compartment(&connect(there, Some("a"), "x.example")));
+        let router = router.isolating_destinations(true);
+        let one = router.compartment(&connect(here, None, "x.example"));
+        assert_eq!(one, router.compartment(&connect(here, None, "X.example.")));
+        assert_ne!(one, router.compartment(&connect(here, None, "y.example")));
     }
 
     #[tokio::test]

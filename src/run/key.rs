@@ -1,4 +1,5 @@
-//! The exit's secret key: from the environment, or from a file that is made on first start. It is in no error and in no
+//! Secret keys that last, of an exit or of a proxy's identity: from the environment, or from a file that is made on first
+//! start. It is in no error and in no
 //! log line, and no flag takes it, since everyone on a machine can read command lines.
 
 use std::ffi::OsString;
@@ -103,6 +104,15 @@ pub fn load(private_key: Option<&PrivateKey>, file: Option<&Path>) -> Result<Key
     }
 }
 
+/// The keys of a proxy's identity, under the same rules. A file that is missing is made, with a new key.
+///
+/// # Errors
+///
+/// As [`load`].
+pub fn load_identity(file: &Path) -> Result<Keys, KeyError> {
+    read_or_make(file)
+}
+
 /// Where the key lies if nothing says otherwise: in the state directory that systemd made, or in the user's.
 fn default_path(state_directory: Option<OsString>) -> Result<PathBuf, KeyError> {
     // systemd.exec(5): several directories are separated by colons.
@@ -135,7 +145,7 @@ fn read_or_make(path: &Path) -> Result<Keys, KeyError> {
     let keys = Keys::generate();
     match make(path, &keys) {
         Ok(()) => {
-            tracing::info!(path = %path.display(), "made a new key; the exit's name depends on it, so keep a copy");
+            tracing::info!(path = %path.display(), "made a new key; others know you by it, so keep a copy");
             Ok(keys)
         }
         // Another process was faster: its key is the one.

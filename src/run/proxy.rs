@@ -5,13 +5,15 @@ use std::sync::Arc;
 use nostr::RelayUrl;
 use tokio::sync::Semaphore;
 
-use super::RunError;
 use super::info::Info;
 use super::shutdown::Shutdown;
+use super::{RunError, key};
 use crate::config::{Config, ProxyConfig};
 use crate::dial::SystemNetwork;
 use crate::directory::Directory;
+use crate::identity::Identity;
 use crate::limits::Limits;
+use crate::name::NostrName;
 use crate::proxy::exits::{Exits, Via};
 use crate::proxy::{Chooser, Listener, Plan, Router};
 use crate::tunnel::Tunnel;
@@ -19,7 +21,7 @@ use crate::tunnel::Tunnel;
 /// Runs a proxy until the end is asked for and its connections are done.
 ///
 /// # Errors
-/// When an address cannot be listened on or the information file cannot be written.
+/// When an address cannot be listened on, the key of its identity cannot be used, or the information file cannot be written.
 pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     let limits = Arc::new(config.limits.clone());
     let slots = Arc::new(Semaphore::new(limits.proxy_connections.min(Semaphore::MAX_PERMITS)));
@@ -30,9 +32,13 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
         let listener = Listener::bind(resolved).await.map_err(|error| RunError::Failed(error.to_string()))?;
         listeners.push(listener.with_slots(Arc::clone(&slots)));
     }
-    let tunnel = Arc::new(Tunnel::new(config.relays.clone(), Arc::clone(&limits)));
+    let identity = identity(&config.proxy)?;
+    let tunnel = Tunnel::new(config.relays.clone(), Arc::clone(&limits)).with_identity(identity);
+    let tunnel = Arc::new(tunnel);
     let plan = plan(&tunnel, config.proxy.clone(), &config.relays, &limits);
-    let router = Router::new(Arc::clone(&tunnel), config.proxy.optimistic).with_plan(plan);
+    let router = Router::new(Arc::clone(&tunnel), config.proxy.optimistic)
+        .isolating_destinations(config.proxy.isolate_destinations)
+        .with_plan(plan);
     let addresses: Vec<_> = listeners.iter().map(Listener::local_addr).collect();
     for listener in listeners {
         let (token, tracker) = (shutdown.token().clone(), shutdown.tracker().clone());
@@ -46,6 +52,15 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     shutdown.drain().await;
     tunnel.close().await;
     Ok(())
+}
+
+/// The identity that is shown to some exits, if there is one.
+fn identity(config: &ProxyConfig) -> Result<Option<Identity>, RunError> {
+    let Some(path) = &config.identity else { return Ok(None) };
+    let keys = key::load_identity(path)?;
+    let npub = NostrName::new(keys.public_key(), []).npub();
+    tracing::info!(%npub, exits = config.identity_for.len(), "some exits are shown this identity");
+    Ok(Some(Identity::new(keys, config.identity_for.iter().map(|exit| exit.0.public_key))))
 }
 
 /// What is done with names other than `.nostr`. There is a directory if an exit may have to be found.

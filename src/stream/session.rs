@@ -153,6 +153,13 @@ impl Session {
         self.arm(key);
     }
 
+    /// Puts a proof of identity into an opening that has not left yet.
+    pub fn authorize(&mut self, key: Uuid, proof: String) {
+        if let Some(Stream { phase: Phase::Opening(opening), .. }) = self.streams.get_mut(&key) {
+            opening.connect.auth = Some(proof);
+        }
+    }
+
     /// Takes somebody's word that the peer speaks streams, if nothing is known of it: then its silence is not taken for an
     /// old peer's.
     pub fn expect_streams(&mut self) {

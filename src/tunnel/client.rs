@@ -1,4 +1,4 @@
-//! The proxy's side: one session per exit, shared by all streams to it.
+//! The proxy's side: one session per exit and compartment, shared by the streams that may be linked, for a while.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -13,13 +13,15 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
-use super::driver::{ARRIVALS_MAX, Driver, OPENINGS_MIN, Recent, Sent, subscribe_all};
+use super::compartment::Compartment;
+use super::driver::{ARRIVALS_MAX, Driver, OPENINGS_MIN, Recent, Sent, subscribe_all, unix_now};
 use super::memory::Memory;
 use super::shared::Shared;
 use super::stream::TunnelStream;
 use crate::destination::Destination;
 use crate::envelope::Conversation;
 use crate::error::{Error, ErrorKind};
+use crate::identity::{Identity, Proof};
 use crate::limits::Limits;
 use crate::name::NostrName;
 use crate::relay::{Link, Links, Subscription, Wanted};
@@ -30,12 +32,36 @@ use crate::stream::{Settings, Side, Tongue};
 struct SessionId {
     exit: PublicKey,
     relays: Vec<RelayUrl>,
+    /// Who may know that they are of one proxy.
+    compartment: Compartment,
 }
 
 struct Client {
+    /// When its key was made.
+    since: Instant,
+    key: PublicKey,
+    /// What shows the exit whose key it is, if the exit is to know.
+    proof: Option<Proof>,
     shared: Arc<Shared>,
     /// Held by the session while it lives, and not by us.
     links: Vec<Weak<Link>>,
+}
+
+/// A session that takes a new stream.
+struct Ready {
+    shared: Arc<Shared>,
+    proof: Option<String>,
+}
+
+impl Client {
+    fn ready(&mut self, exit: &PublicKey, identity: Option<&Identity>) -> Ready {
+        let now = unix_now();
+        if self.proof.as_ref().is_none_or(|proof| proof.is_stale(now)) {
+            self.proof = identity.and_then(|identity| identity.prove(exit, &self.key, now));
+        }
+        let proof = self.proof.as_ref().map(|proof| proof.text.clone());
+        Ready { shared: Arc::clone(&self.shared), proof }
+    }
 }
 
 /// Why a stream through an exit could not be opened.
@@ -64,6 +90,7 @@ pub struct Tunnel {
     limits: Arc<Limits>,
     /// Relays for names that carry none.
     relays: Vec<RelayUrl>,
+    identity: Option<Identity>,
     sessions: Mutex<HashMap<SessionId, Client>>,
     memory: Arc<Memory>,
     end: CancellationToken,
@@ -84,6 +111,7 @@ impl Tunnel {
             links: Links::new(Arc::clone(&limits)),
             limits,
             relays,
+            identity: None,
             sessions: Mutex::default(),
             memory: Arc::default(),
             end: CancellationToken::new(),
@@ -91,13 +119,26 @@ impl Tunnel {
         }
     }
 
+    /// Shows this identity to the exits that it is for.
+    #[must_use]
+    pub fn with_identity(self, identity: Option<Identity>) -> Self {
+        Self { identity, ..self }
+    }
+
     /// Opens a stream to a port of an exit; `early` are its first bytes, as far as they are known.
     ///
     /// # Errors
     /// When the exit refuses, does not answer in time, no relay can be reached, or the name has no relay and none is
     /// configured. Dropping the future gives the stream up.
-    pub async fn open(&self, name: &NostrName, port: u16, early: &[u8]) -> Result<TunnelStream, Error> {
-        let (stream, taken) = self.begin(name, name.to_string(), port, early, None)?;
+    pub async fn open(
+        &self,
+        compartment: Compartment,
+        name: &NostrName,
+        port: u16,
+        early: &[u8],
+    ) -> Result<TunnelStream, Error> {
+        let session = self.session(self.id(name, compartment)?)?;
+        let (stream, taken) = begin(session, name.to_string(), port, early, None)?;
         stream.opened().await?;
         send_rest(stream, &early[taken..]).await
     }
@@ -112,31 +153,34 @@ impl Tunnel {
     /// When the name has no relay and none is configured, or its key cannot be used.
     pub async fn open_eager(
         &self,
+        compartment: Compartment,
         name: &NostrName,
         port: u16,
         early: &[u8],
         hold: Duration,
     ) -> Result<TunnelStream, Error> {
-        let (stream, taken) = self.begin(name, name.to_string(), port, early, Some(hold))?;
+        let session = self.session(self.id(name, compartment)?)?;
+        let (stream, taken) = begin(session, name.to_string(), port, early, Some(hold))?;
         send_rest(stream, &early[taken..]).await
     }
 
     /// Whether the exit has said in the last minute that it accepts a stream to this port, has not failed to since, and
     /// can be reached now: whoever asks for the next one may as well be told of success already.
     #[must_use]
-    pub fn accepts_lately(&self, name: &NostrName, port: u16) -> bool {
-        let Ok(id) = self.id(name) else { return false };
+    pub fn accepts_lately(&self, compartment: Compartment, name: &NostrName, port: u16) -> bool {
+        let Ok(id) = self.id(name, compartment) else { return false };
         let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(client) = sessions.get(&id) else { return false };
         let (now, engine) = (Instant::now(), client.shared.engine());
-        engine.check().is_ok()
+        self.is_fresh(client)
+            && engine.check().is_ok()
             && engine.session.tongue() == Tongue::Streams
             && engine.session.is_connected(now)
             && engine.accepted.is_lately(now, &(name.to_string(), port))
     }
 
     /// The session that streams to this name belong to.
-    fn id(&self, name: &NostrName) -> Result<SessionId, Error> {
+    fn id(&self, name: &NostrName, compartment: Compartment) -> Result<SessionId, Error> {
         let relays = if name.relays.is_empty() { &self.relays } else { &name.relays };
         if relays.is_empty() {
             return Err(Error::new(
@@ -145,30 +189,7 @@ impl Tunnel {
             ));
         }
         let relays = relays.iter().take(self.limits.relays_per_name).cloned().collect();
-        Ok(SessionId { exit: name.public_key, relays })
-    }
-
-    /// Starts an opening, held back for so long by one who will not wait for the answer, and says how many of its first
-    /// bytes are taken.
-    fn begin(
-        &self,
-        exit: &NostrName,
-        host: String,
-        port: u16,
-        early: &[u8],
-        hold: Option<Duration>,
-    ) -> Result<(TunnelStream, usize), Error> {
-        let shared = self.session(self.id(exit)?)?;
-        let key = Uuid::new_v4();
-        let taken = {
-            let mut engine = shared.engine();
-            engine.check()?;
-            engine.session.open_held(Instant::now(), key, host.clone(), port, hold.unwrap_or_default());
-            engine.accepted.await_outcome(key, (host, port), hold.is_some());
-            engine.session.write(key, early)?
-        };
-        shared.wake.notify_one();
-        Ok((TunnelStream::new(shared, key), taken))
+        Ok(SessionId { exit: name.public_key, relays, compartment })
     }
 
     /// Opens a stream through an exit to another host. No bytes travel with the opening, so that another exit may be
@@ -179,12 +200,15 @@ impl Tunnel {
     /// As [`Self::open`], and whether the exit had anything to do with it.
     pub async fn open_to(
         &self,
+        compartment: Compartment,
         exit: &NostrName,
         destination: &Destination,
         patience: Option<Duration>,
     ) -> Result<TunnelStream, Unopened> {
         let silent = |error| Unopened { error, answered: false };
-        let (stream, _) = self.begin(exit, destination.to_string(), destination.port, &[], None).map_err(silent)?;
+        let session = self.id(exit, compartment).and_then(|id| self.session(id));
+        let begun = session.and_then(|session| begin(session, destination.to_string(), destination.port, &[], None));
+        let (stream, _) = begun.map_err(silent)?;
         let outcome = tokio::select! {
             opened = stream.opened() => opened,
             () = silence(&stream, patience) => {
@@ -228,28 +252,65 @@ impl Tunnel {
         self.drivers.wait().await;
     }
 
-    /// The session for an exit, a new one if there was none or it has ended.
-    fn session(&self, id: SessionId) -> Result<Arc<Shared>, Error> {
+    /// Whether a session still takes new streams.
+    fn is_fresh(&self, client: &Client) -> bool {
+        client.since.elapsed() < self.limits.session_lifetime
+    }
+
+    /// The session for new streams, a new one if there was none, it has ended, or its key is old.
+    fn session(&self, id: SessionId) -> Result<Ready, Error> {
         let mut sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = sessions.get(&id)
+        if let Some(client) = sessions.get_mut(&id)
+            && self.is_fresh(client)
             && client.shared.engine().check().is_ok()
         {
             // A relay in a long pause is worth another try now.
             client.links.iter().filter_map(Weak::upgrade).for_each(|link| link.nudge());
-            return Ok(Arc::clone(&client.shared));
+            return Ok(client.ready(&id.exit, self.identity.as_ref()));
         }
-        sessions.retain(|_, client| client.shared.engine().check().is_ok());
+        sessions.retain(|_, client| {
+            let fresh = self.is_fresh(client);
+            if !fresh {
+                // Its streams go on; it ends with the last of them.
+                client.shared.engine().retire();
+                client.shared.wake.notify_one();
+            }
+            fresh && client.shared.engine().check().is_ok()
+        });
         if self.end.is_cancelled() {
             return Err(Error::new(ErrorKind::Aborted, "the proxy is ending"));
         }
-        let client = self.start(&id)?;
-        let shared = Arc::clone(&client.shared);
+        self.make_room(&mut sessions)?;
+        let mut client = self.start(&id)?;
+        let ready = client.ready(&id.exit, self.identity.as_ref());
         sessions.insert(id, client);
-        Ok(shared)
+        Ok(ready)
+    }
+
+    /// Ends idle sessions when there are as many as there may be.
+    fn make_room(&self, sessions: &mut HashMap<SessionId, Client>) -> Result<(), Error> {
+        let mut running = self.drivers.len();
+        if running < self.limits.proxy_sessions {
+            return Ok(());
+        }
+        sessions.retain(|_, client| {
+            let idle = client.shared.engine().close_if_idle();
+            if idle {
+                client.shared.wake.notify_one();
+                running -= 1;
+            }
+            !idle
+        });
+        if running < self.limits.proxy_sessions {
+            return Ok(());
+        }
+        tracing::warn!(sessions = running, "as many sessions as limits.proxy_sessions allows");
+        Err(Error::new(ErrorKind::Overloaded, "the proxy has as many sessions as it may have (limits.proxy_sessions)"))
     }
 
     fn start(&self, id: &SessionId) -> Result<Client, Error> {
         let keys = Keys::generate();
+        let key = keys.public_key();
         let conversation = Conversation::new(keys.clone(), id.exit).map_err(|error| {
             Error::new(ErrorKind::HostUnreachable, format!("the name's key is not usable: {error}"))
         })?;
@@ -278,8 +339,38 @@ impl Tunnel {
             sealing: FuturesOrdered::new(),
         };
         self.drivers.spawn(driver.run(self.end.clone()));
-        Ok(Client { shared, links: links.iter().map(Arc::downgrade).collect() })
+        Ok(Client {
+            since: Instant::now(),
+            key,
+            proof: None,
+            shared,
+            links: links.iter().map(Arc::downgrade).collect(),
+        })
     }
+}
+
+/// Starts an opening, held back for so long by one who will not wait for the answer, and says how many of its first bytes
+/// are taken.
+fn begin(
+    Ready { shared, proof }: Ready,
+    host: String,
+    port: u16,
+    early: &[u8],
+    hold: Option<Duration>,
+) -> Result<(TunnelStream, usize), Error> {
+    let key = Uuid::new_v4();
+    let taken = {
+        let mut engine = shared.engine();
+        engine.check()?;
+        engine.session.open_held(Instant::now(), key, host.clone(), port, hold.unwrap_or_default());
+        if let Some(proof) = proof {
+            engine.session.authorize(key, proof);
+        }
+        engine.accepted.await_outcome(key, (host, port), hold.is_some());
+        engine.session.write(key, early)?
+    };
+    shared.wake.notify_one();
+    Ok((TunnelStream::new(shared, key), taken))
 }
 
 /// Writes the first bytes that did not go along with the opening.

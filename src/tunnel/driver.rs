@@ -16,7 +16,6 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::memory::Memory;
-use super::replay::ReplayGuard;
 use super::server::Door;
 use super::shared::Shared;
 use crate::envelope::{Conversation, EnvelopeError, EventLimits, IncomingEvent, SealedEvent};
@@ -38,7 +37,7 @@ const TAKEN_IN_A_ROW: usize = 32;
 const SENT_MAX: usize = 2048;
 /// How long the end of a session may wait for a relay to take its last events.
 const FAREWELL: Duration = Duration::from_millis(500);
-/// How long the session of an old entry outlives its stream.
+/// How long the session of an old entry outlives its stream, and one whose key is old outlives its last.
 const PASSING: Duration = Duration::from_secs(5);
 /// Openings kept before those no longer needed are looked for.
 pub(super) const OPENINGS_MIN: usize = 256;
@@ -171,7 +170,7 @@ impl Driver {
                 let mut engine = self.shared.engine();
                 let now = Instant::now();
                 // An old entry makes a new key for each connection, and never comes back to one.
-                let passing = self.door.is_some() && self.tongue.is_old();
+                let passing = engine.is_retired() || self.door.is_some() && self.tongue.is_old();
                 let session_idle = if passing { PASSING } else { self.session_idle };
                 let idle_until = engine.idle_since(now).map(|since| since + session_idle);
                 if idle_until.is_some_and(|until| until <= now) && engine.close_if_idle() {
@@ -389,12 +388,12 @@ impl Driver {
             }
             let now = Instant::now();
             let (messages, refused) = match &self.door {
-                Some(door) => admit(&door.replays, &self.shared, &event, messages),
-                None => (messages, None),
+                Some(door) => admit(door, &self.shared, &event, messages),
+                None => (messages, Vec::new()),
             };
             let mut engine = self.shared.engine();
             engine.session.handle(now, path, messages);
-            if let Some((key, error)) = refused {
+            for (key, error) in refused {
                 engine.session.refuse(path, key, &error);
             }
         }
@@ -441,38 +440,48 @@ fn is_long(arrival: &Arrival) -> bool {
 
 /// An opening is only believed in an event whose id and signature are right, which is fresh, and which is seen for the
 /// first time: a relay could otherwise replay a request. Repetitions of one that is known pass, to be answered again.
+/// What comes too fast is refused before the signature is looked at: the sender is known by the encryption.
 pub(super) fn admit(
-    replays: &ReplayGuard,
+    door: &Door,
     shared: &Shared,
     event: &IncomingEvent,
-    messages: Vec<Message>,
-) -> (Vec<Message>, Option<(Uuid, Error)>) {
+    mut messages: Vec<Message>,
+) -> (Vec<Message>, Vec<(Uuid, Error)>) {
     let opens = |message: &Message| matches!(message.kind, Type::Connect | Type::ConnectReverse);
+    if !messages.iter().any(opens) {
+        return (messages, Vec::new());
+    }
+    let mut refused = Vec::new();
+    messages.retain(|message| {
+        if !opens(message) || shared.engine().session.knows(message.key) {
+            return true;
+        }
+        let verdict = door.gate.pass();
+        refused.extend(verdict.as_ref().err().map(|error| (message.key, error.clone())));
+        verdict.is_ok()
+    });
     let Some(opening) = messages.iter().find(|message| opens(message)).map(|message| message.key) else {
-        return (messages, None);
+        return (messages, refused);
     };
     let verdict = match event.verify() {
-        Ok(()) => replays.admit(event, unix_now()),
+        Ok(()) => door.replays.admit(event, unix_now()),
         Err(error) => {
             tracing::debug!(%error, "an opening is not believed");
-            return (Vec::new(), None);
+            return (Vec::new(), refused);
         }
     };
     // A client whose clock is wrong had better know it than wait.
-    let refused = verdict.as_ref().err().map(|why| (opening, Error::new(ErrorKind::Denied, why.clone())));
+    refused.extend(verdict.as_ref().err().map(|why| (opening, Error::new(ErrorKind::Denied, why.clone()))));
     let engine = shared.engine();
-    let messages = messages
-        .into_iter()
-        .filter(|message| match &verdict {
-            Ok(true) => true,
-            // Seen before: an answer may have been lost.
-            Ok(false) => !opens(message) || engine.session.knows(message.key),
-            Err(why) => {
-                tracing::debug!(why, "an opening is not believed");
-                !opens(message)
-            }
-        })
-        .collect();
+    messages.retain(|message| match &verdict {
+        Ok(true) => true,
+        // Seen before: an answer may have been lost.
+        Ok(false) => !opens(message) || engine.session.knows(message.key),
+        Err(why) => {
+            tracing::debug!(why, "an opening is not believed");
+            !opens(message)
+        }
+    });
     (messages, refused)
 }
 

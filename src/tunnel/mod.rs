@@ -3,9 +3,12 @@
 
 mod accepted;
 mod client;
+mod compartment;
 pub(crate) mod copy;
 mod driver;
+mod gate;
 mod memory;
+pub(crate) mod pace;
 mod replay;
 mod server;
 mod shared;
@@ -13,5 +16,7 @@ pub(crate) mod socket;
 mod stream;
 
 pub use client::{Tunnel, Unopened};
+pub use compartment::Compartment;
+pub use gate::Refusals;
 pub use server::{Acceptor, Offer};
 pub use stream::TunnelStream;

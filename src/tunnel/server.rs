@@ -13,11 +13,14 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
 
 use super::driver::{ARRIVALS_MAX, Driver, OPENINGS_MIN, Recent, Sent, admit, subscribe_all, unix_now};
+use super::gate::{Gate, Refusals};
+use super::pace::{Pace, Paced};
 use super::replay::ReplayGuard;
 use super::shared::Shared;
 use super::stream::TunnelStream;
 use crate::envelope::{Conversation, SealedEvent};
 use crate::error::{Error, ErrorKind};
+use crate::identity;
 use crate::limits::Limits;
 use crate::message::{Message, Type};
 use crate::relay::{Arrival, Attachment, Link, Links, Notice, Subscription, Wanted};
@@ -30,19 +33,34 @@ const STRANGERS_PER_SECOND: u32 = 100;
 #[derive(Clone)]
 pub(super) struct Door {
     offers: mpsc::UnboundedSender<Offer>,
+    exit: PublicKey,
     pub(super) replays: Arc<ReplayGuard>,
+    pub(super) gate: Gate,
 }
 
 impl Door {
+    /// The door of another peer.
+    fn of_another(&self) -> Self {
+        Self { gate: self.gate.of_another(), ..self.clone() }
+    }
+
     pub(super) fn announce(&self, shared: &Arc<Shared>, peer: PublicKey, incoming: Incoming) {
         // A closed channel drops the offer, which refuses the stream.
-        let _ = self.offers.send(Offer { shared: Some(Arc::clone(shared)), peer, incoming });
+        let _ = self.offers.send(Offer {
+            shared: Some(Arc::clone(shared)),
+            exit: self.exit,
+            pace: self.gate.pace(),
+            peer,
+            incoming,
+        });
     }
 }
 
 /// A stream that a peer asks for. Dropping it refuses it.
 pub struct Offer {
     shared: Option<Arc<Shared>>,
+    exit: PublicKey,
+    pace: Arc<Pace>,
     peer: PublicKey,
     incoming: Incoming,
 }
@@ -58,6 +76,15 @@ impl Offer {
     #[must_use]
     pub const fn peer(&self) -> PublicKey {
         self.peer
+    }
+
+    /// The lasting key that the peer proves to be of, if it shows one.
+    ///
+    /// # Errors
+    /// `denied` when what it shows proves nothing.
+    pub fn identity(&self) -> Result<Option<PublicKey>, Error> {
+        let proof = self.incoming.auth.as_deref();
+        proof.map(|proof| identity::verify(proof, &self.exit, &self.peer, unix_now())).transpose()
     }
 
     /// Where it wants to go, as it wrote it.
@@ -101,13 +128,13 @@ impl Offer {
         }
     }
 
-    /// Takes the stream.
+    /// Takes the stream, which goes at the pace of its peer.
     #[must_use]
-    pub fn accept(mut self) -> Option<TunnelStream> {
+    pub(crate) fn accept(mut self) -> Option<Paced<TunnelStream>> {
         let shared = self.shared.take()?;
         shared.engine().session.accept(Instant::now(), self.incoming.key);
         shared.wake.notify_one();
-        Some(TunnelStream::new(shared, self.incoming.key))
+        Some(Paced::new(TunnelStream::new(shared, self.incoming.key), Arc::clone(&self.pace)))
     }
 
     /// Refuses the stream.
@@ -134,6 +161,7 @@ pub struct Acceptor {
     offers: mpsc::UnboundedReceiver<Offer>,
     links: Vec<Arc<Link>>,
     heard_on: watch::Receiver<HashSet<PathId>>,
+    refusals: Arc<Refusals>,
     end: CancellationToken,
     drivers: TaskTracker,
     _end: DropGuard,
@@ -162,13 +190,16 @@ impl Acceptor {
         let replays = Arc::new(ReplayGuard::new(limits.message_age, unix_now()));
         let drivers = TaskTracker::new();
         let (ended_tx, ended) = mpsc::unbounded_channel();
+        let exit = keys.public_key();
+        let gate = Gate::new(&limits);
+        let refusals = gate.refusals();
         let dispatcher = Dispatcher {
             keys,
             links: links.clone(),
             attachments,
             limits,
             sessions: HashMap::new(),
-            door: Door { offers: offers_tx, replays },
+            door: Door { offers: offers_tx, exit, replays, gate },
             strangers: (Instant::now(), 0),
             early: Early::default(),
             heard_on: heard_on_tx,
@@ -177,13 +208,19 @@ impl Acceptor {
             drivers: drivers.clone(),
         };
         tokio::spawn(end.clone().run_until_cancelled_owned(dispatcher.run(arrivals, notices, ended)));
-        Self { offers, links, heard_on, drivers, end: end.clone(), _end: end.drop_guard() }
+        Self { offers, links, heard_on, refusals, drivers, end: end.clone(), _end: end.drop_guard() }
     }
 
     /// Waits until at least one relay is connected and subscribed to.
     pub async fn ready(&mut self) {
         // The dispatcher lives as long as the acceptor, so there is no error to see.
         let _ = self.heard_on.wait_for(|heard_on| !heard_on.is_empty()).await;
+    }
+
+    /// What was refused because it came too fast.
+    #[must_use]
+    pub fn refusals(&self) -> Arc<Refusals> {
+        Arc::clone(&self.refusals)
     }
 
     /// The links to the relays, for what else is to be said there as this exit.
@@ -306,6 +343,9 @@ impl Dispatcher {
 
     /// An event from a key without a session: an opening starts one.
     fn meet(&mut self, arrival: Arrival) {
+        if !self.door.gate.looks_at_stranger() {
+            return;
+        }
         let Arrival { path, event } = arrival;
         // The signature first: it costs less than the key derivation that an unsigned event must not get for free.
         let conversation = match event.verify().and_then(|()| Conversation::new(self.keys.clone(), event.author)) {
@@ -337,17 +377,29 @@ impl Dispatcher {
             return self.say(path, &conversation, &resets);
         }
         let shared = Arc::new(Shared::new(Side::Exit, Settings::from(&*self.limits), Tongue::Unknown));
-        let (messages, refused) = admit(&self.door.replays, &shared, &event, messages);
-        if let Some((key, error)) = refused {
-            return self.say(path, &conversation, &[Message::reset(key, &error)]);
+        let door = self.door.of_another();
+        let (messages, refused) = admit(&door, &shared, &event, messages);
+        if !messages.iter().any(|message| message.kind == Type::Connect) && !refused.is_empty() {
+            let resets: Vec<Message> = refused.iter().map(|(key, error)| Message::reset(*key, error)).collect();
+            return self.say(path, &conversation, &resets);
         }
         if messages.is_empty() {
             return;
         }
-        self.start(path, conversation, shared, messages);
+        for (key, error) in refused {
+            shared.engine().session.refuse(path, key, &error);
+        }
+        self.start(path, conversation, door, shared, messages);
     }
 
-    fn start(&mut self, path: u32, conversation: Conversation, shared: Arc<Shared>, messages: Vec<Message>) {
+    fn start(
+        &mut self,
+        path: u32,
+        conversation: Conversation,
+        door: Door,
+        shared: Arc<Shared>,
+        messages: Vec<Message>,
+    ) {
         let peer = conversation.peer();
         let (arrivals_tx, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let (notices_tx, notices) = mpsc::unbounded_channel();
@@ -363,7 +415,7 @@ impl Dispatcher {
             arrivals,
             notices,
             attachments: attachments.collect(),
-            door: Some(self.door.clone()),
+            door: Some(door),
             session_idle: self.limits.session_idle,
             memory: None,
             tongue: Tongue::Unknown,

@@ -30,6 +30,8 @@ pub(super) struct Engine {
     pub(super) incoming: Vec<Incoming>,
     /// Why the driver is gone; no stream works after that.
     closed: Option<Error>,
+    /// At a proxy: the key is old, and takes no new streams.
+    retired: bool,
     /// When the last stream ended.
     idle_since: Option<Instant>,
 }
@@ -50,6 +52,7 @@ impl Shared {
             accepted: Accepted::default(),
             incoming: Vec::new(),
             closed: None,
+            retired: false,
             idle_since: Some(Instant::now()),
         };
         Self { engine: Mutex::new(engine), wake: Notify::new() }
@@ -134,6 +137,16 @@ impl Engine {
             self.idle_since = None;
             None
         }
+    }
+
+    /// Nobody will open another stream in this session.
+    pub(super) fn retire(&mut self) {
+        self.retired = true;
+    }
+
+    /// Whether the session is only kept for the streams that it has.
+    pub(super) const fn is_retired(&self) -> bool {
+        self.retired
     }
 
     /// Ends the session if nobody uses it; nobody can open a stream in it afterwards.

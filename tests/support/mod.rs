@@ -9,6 +9,7 @@ pub mod client;
 pub mod deployed;
 pub mod faults;
 pub mod shaper;
+pub mod spy;
 pub mod world;
 
 use std::net::{Ipv4Addr, SocketAddr};

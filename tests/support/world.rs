@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use nostr::{Keys, RelayUrl};
-use nws::exit::{Exit, Services};
+use nws::exit::{Access, Exit, Services};
+use nws::identity::Identity;
 use nws::limits::Limits;
 use nws::name::NostrName;
 use nws::proxy::{Listener, Optimistic, Router};
@@ -45,6 +46,10 @@ pub struct Setup {
     pub proxy_relays: Vec<RelayUrl>,
     /// The exit's services.
     pub services: BTreeMap<u16, String>,
+    /// Who may connect to them.
+    pub access: Access,
+    /// Who the proxy proves to be.
+    pub identity: Option<Identity>,
 }
 
 impl Setup {
@@ -57,6 +62,8 @@ impl Setup {
             exit_relays: relays.to_vec(),
             proxy_relays: relays.to_vec(),
             services: services.iter().map(|(port, addr)| (*port, addr.to_string())).collect(),
+            access: Access::default(),
+            identity: None,
         }
     }
 
@@ -70,7 +77,7 @@ impl Setup {
     /// Starts the proxy alone.
     pub async fn start_proxy(self, end: CancellationToken) -> World {
         let limits = Arc::new(self.limits);
-        let tunnel = Arc::new(Tunnel::new(Vec::new(), Arc::clone(&limits)));
+        let tunnel = Arc::new(Tunnel::new(Vec::new(), Arc::clone(&limits)).with_identity(self.identity));
         let listener = Listener::bind(ANY_PORT).await.unwrap();
         let proxy = listener.local_addr();
         let tracker = TaskTracker::new();
@@ -81,16 +88,18 @@ impl Setup {
     }
 
     /// Starts the exit alone and waits for its relay.
-    pub async fn start_exit(&self, end: &CancellationToken) {
+    pub async fn start_exit(&self, end: &CancellationToken) -> Exit {
         let limits = Arc::new(self.limits.clone());
         let mut acceptor = Acceptor::start(self.keys.clone(), &self.exit_relays, Arc::clone(&limits));
         soon("the exit's relay", acceptor.ready()).await;
         let exit = Exit::new(Services { by_port: self.services.clone(), default: None }, limits);
-        let end = end.clone();
+        exit.set_access(self.access.clone());
+        let (end, serving) = (end.clone(), exit.clone());
         tokio::spawn(async move {
-            exit.serve(&mut acceptor, &end, &TaskTracker::new()).await;
+            serving.serve(&mut acceptor, &end, &TaskTracker::new()).await;
             acceptor.close().await;
         });
+        exit
     }
 }
 
@@ -108,6 +117,23 @@ impl World {
         let mut reply = [0; 10];
         stream.read_exact(&mut reply).await.unwrap();
         if reply[1] == 0 { Ok(stream) } else { Err(reply[1]) }
+    }
+
+    /// A connection as this SOCKS user; the reply code when it is refused.
+    pub async fn socks_as(&self, user: &str, port: u16) -> Result<TcpStream, u8> {
+        let mut stream = TcpStream::connect(self.proxy).await.unwrap();
+        let host = self.name.to_string();
+        let length = |text: &str| u8::try_from(text.len()).unwrap();
+        let mut request = vec![5, 1, 2, 1, length(user)];
+        request.extend_from_slice(user.as_bytes());
+        request.extend_from_slice(b"\x06secret");
+        request.extend_from_slice(&[5, 1, 0, 3, length(&host)]);
+        request.extend_from_slice(host.as_bytes());
+        request.extend_from_slice(&port.to_be_bytes());
+        stream.write_all(&request).await.unwrap();
+        let mut answer = [0; 2 + 2 + 10];
+        stream.read_exact(&mut answer).await.unwrap();
+        if answer[5] == 0 { Ok(stream) } else { Err(answer[5]) }
     }
 
     /// Fetches `/bytes/N` and checks it; the connection is closed by whoever likes to.

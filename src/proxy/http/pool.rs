@@ -18,6 +18,7 @@ use hyper::rt::{Read, ReadBufCursor, Write};
 use hyper_util::client::legacy::connect::{Connected, Connection};
 use hyper_util::client::legacy::{Client, Error as ClientError};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::time::Instant;
 use tower::Service;
 
 use crate::proxy::connect::{BoxedIo, Connect, Destination, Host, Isolation};
@@ -41,20 +42,31 @@ pub(super) type RouteClient<S> = Client<Connector<S>, Upload>;
 pub(in crate::proxy) struct Pools<S> {
     route: S,
     open_timeout: Duration,
+    /// How long a pool takes requests: its connections would keep those of hours on one session key.
+    lifetime: Duration,
     clients: Mutex<Clients<S>>,
 }
 
-/// The pools and when each was last used, counted in uses.
+/// The pools.
 struct Clients<S> {
     uses: u64,
-    by_isolation: HashMap<Isolation, (u64, RouteClient<S>)>,
+    by_isolation: HashMap<Isolation, Pool<S>>,
+}
+
+/// One pool.
+struct Pool<S> {
+    /// When it was last used, counted in uses.
+    used: u64,
+    /// When it was made.
+    since: Instant,
+    client: RouteClient<S>,
 }
 
 impl<S: Route> Pools<S> {
     /// No pools yet; connections will come from `route`.
-    pub(in crate::proxy) fn new(route: S, open_timeout: Duration) -> Self {
+    pub(in crate::proxy) fn new(route: S, open_timeout: Duration, lifetime: Duration) -> Self {
         let clients = Mutex::new(Clients { uses: 0, by_isolation: HashMap::new() });
-        Self { route, open_timeout, clients }
+        Self { route, open_timeout, lifetime, clients }
     }
 
     /// The pool for requests of this isolation.
@@ -62,12 +74,15 @@ impl<S: Route> Pools<S> {
         let mut clients = self.clients.lock().unwrap_or_else(PoisonError::into_inner);
         let Clients { uses, by_isolation } = &mut *clients;
         *uses += 1;
-        if let Some((used, client)) = by_isolation.get_mut(isolation) {
-            *used = *uses;
-            return client.clone();
+        if let Some(pool) = by_isolation.get_mut(isolation)
+            && pool.since.elapsed() < self.lifetime
+        {
+            pool.used = *uses;
+            return pool.client.clone();
         }
+        by_isolation.remove(isolation);
         if by_isolation.len() >= POOLS_MAX {
-            let oldest = by_isolation.iter().min_by_key(|(_, (used, _))| *used).map(|(key, _)| key.clone());
+            let oldest = by_isolation.iter().min_by_key(|(_, pool)| pool.used).map(|(key, _)| key.clone());
             if let Some(key) = oldest {
                 by_isolation.remove(&key);
             }
@@ -82,7 +97,8 @@ impl<S: Route> Pools<S> {
             .http1_title_case_headers(true)
             .set_host(false)
             .build(connector);
-        by_isolation.insert(isolation.clone(), (*uses, client.clone()));
+        let pool = Pool { used: *uses, since: Instant::now(), client: client.clone() };
+        by_isolation.insert(isolation.clone(), pool);
         client
     }
 }
