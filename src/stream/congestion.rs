@@ -213,10 +213,11 @@ impl Congestion {
             && !self.is_probing()
             && let (Some(rtt), Some(base)) = (round.rtt, self.quiet.min())
         {
-            let queue = scale(self.window, QUEUE_TARGET, rtt).max(QUEUE_EVENTS * EVENT);
+            let target = QUEUE_TARGET.max(base / QUEUE_SHARE);
+            let queue = scale(self.window, target, rtt).max(QUEUE_EVENTS * EVENT);
             let aim = scale(self.window, base.min(rtt), rtt) + queue;
-            self.window =
-                (u64::midpoint(self.window, aim)).clamp(MIN_EVENTS * EVENT, 2 * self.window).min(self.window_max);
+            let next = if aim > self.window { aim } else { u64::midpoint(self.window, aim) };
+            self.window = next.clamp(MIN_EVENTS * EVENT, 2 * self.window).min(self.window_max);
         }
         if round.full && self.quiet.is_stale(now) {
             self.quiet.probing.get_or_insert(now);
