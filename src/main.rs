@@ -25,5 +25,5 @@ fn run(cli: Cli) -> Result<(), RunError> {
     }
     let settings = cli.settings(Sources::of_process())?;
     log::start(&settings.config.log);
-    cli::dispatch(cli.command, settings)
+    cli::dispatch(cli, settings)
 }

@@ -9,10 +9,13 @@ use nostr::nips::nip19::ToBech32;
 use nostr::{Keys, PublicKey};
 use nws::exit::{Access, AllowList};
 use nws::identity::Identity;
+use nws::proxy::Optimistic;
+use tokio::io::AsyncWriteExt;
+use tokio_util::sync::CancellationToken;
 
 use support::backends::{self, Backend};
 use support::spy::Spy;
-use support::world::{Setup, World};
+use support::world::{Setup, World, read_answer};
 use support::{TestRelay, soon};
 
 fn only(keys: impl IntoIterator<Item = PublicKey>) -> Option<AllowList> {
@@ -94,4 +97,22 @@ async fn an_exit_that_the_identity_is_not_for_does_not_learn_of_it() {
     for event in spy.until_ended(2).await {
         assert!(event.messages.iter().all(|message| message.auth.is_none()), "{:?}", event.messages);
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_list_that_changes_counts_for_the_next_stream_and_leaves_open_ones_alone() {
+    let service = backends::http().await;
+    let relay = TestRelay::start();
+    let mut setup = Setup::new(std::slice::from_ref(&relay.url), &[(80, service.addr)]);
+    setup.optimistic = Optimistic::Never;
+    let end = CancellationToken::new();
+    let exit = setup.start_exit(&end).await;
+    let world = setup.start_proxy(end).await;
+    let mut open = soon("a stream", world.socks(80)).await.unwrap();
+    exit.set_access(Access { services: only([]), ..Access::default() });
+    assert_eq!(soon("a refusal", world.socks(80)).await.unwrap_err(), 2);
+    open.write_all(b"GET /bytes/10 HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+    assert_eq!(soon("an answer", read_answer(&mut open)).await.len(), 10);
+    exit.set_access(Access::default());
+    soon("a download", world.download(80, 1_000)).await;
 }

@@ -5,26 +5,33 @@ use std::sync::Arc;
 
 use nostr::Keys;
 
-use super::RunError;
 use super::info::Info;
 use super::shutdown::Shutdown;
+use super::{RunError, reload};
 use crate::config::{Config, ExitConfig, PublicConfig, Service};
 use crate::directory::{Announcer, Profile};
 use crate::exit::{Access, Dialer, Exit, Policy, Services};
 use crate::name::NostrName;
 use crate::tunnel::Acceptor;
 
-/// Runs an exit until the end is asked for and its streams are done.
+/// Runs an exit until the end is asked for and its streams are done. On SIGHUP, who may connect is asked of `reread`.
 ///
 /// # Errors
-/// When the information file cannot be written.
-pub async fn run(config: Config, keys: Keys, shutdown: Shutdown) -> Result<(), RunError> {
+/// When the information file cannot be written, or the system refuses signals.
+pub async fn run(
+    config: Config,
+    keys: Keys,
+    shutdown: Shutdown,
+    reread: impl Fn() -> Result<Config, RunError> + Send + 'static,
+) -> Result<(), RunError> {
+    let failed = |source| RunError::System { what: "cannot wait for signals", source };
+    let hangups = reload::hangups().map_err(failed)?;
     let relays = config.exit_relays().to_vec();
     let services = Services {
         by_port: config.exit.service.iter().map(|(port, service)| (*port, service.target.to_string())).collect(),
         default: config.exit.target.as_ref().map(ToString::to_string),
     };
-    let access = access(&config.exit);
+    let access = access_of(&config.exit);
     let policy = config.exit.public.enabled.then(|| Policy::new(config.exit.rule));
     if policy.is_some() {
         tracing::warn!("this exit is public: whoever finds it reaches the internet with this machine's address");
@@ -51,7 +58,12 @@ pub async fn run(config: Config, keys: Keys, shutdown: Shutdown) -> Result<(), R
     });
     let exit = Exit::public(services, policy.map(Dialer::new), limits);
     exit.set_access(access);
+    let reloading = {
+        let exit = exit.clone();
+        tokio::spawn(reload::follow(hangups, reread, move |config| exit.set_access(access_of(&config.exit))))
+    };
     exit.serve(&mut acceptor, shutdown.token(), shutdown.tracker()).await;
+    reloading.abort();
     // Nobody is to find what is about to end; connections that are open go on meanwhile.
     let (taken_back, _) = tokio::join!(
         async {
@@ -70,7 +82,7 @@ pub async fn run(config: Config, keys: Keys, shutdown: Shutdown) -> Result<(), R
 }
 
 /// Who may connect to what.
-fn access(config: &ExitConfig) -> Access {
+fn access_of(config: &ExitConfig) -> Access {
     let own = |(port, service): (&u16, &Service)| service.allow.clone().map(|list| (*port, list));
     Access {
         services: config.allow.clone(),

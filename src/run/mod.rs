@@ -9,6 +9,7 @@ pub mod key;
 pub mod log;
 pub mod proxy;
 pub mod relay;
+pub mod reload;
 pub mod shutdown;
 
 use std::io;

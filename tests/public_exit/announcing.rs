@@ -30,7 +30,9 @@ impl Running {
         config.exit.public.enabled = true;
         change(&mut config);
         let shutdown = Shutdown::new(Duration::from_secs(5));
-        let task = tokio::spawn(nws::run::exit::run(config, keys.clone(), shutdown.clone()));
+        let again = config.clone();
+        let reread = move || Ok(again.clone());
+        let task = tokio::spawn(nws::run::exit::run(config, keys.clone(), shutdown.clone(), reread));
         Self { keys, shutdown, task }
     }
 

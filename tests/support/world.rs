@@ -88,17 +88,18 @@ impl Setup {
     }
 
     /// Starts the exit alone and waits for its relay.
-    pub async fn start_exit(&self, end: &CancellationToken) {
+    pub async fn start_exit(&self, end: &CancellationToken) -> Exit {
         let limits = Arc::new(self.limits.clone());
         let mut acceptor = Acceptor::start(self.keys.clone(), &self.exit_relays, Arc::clone(&limits));
         soon("the exit's relay", acceptor.ready()).await;
         let exit = Exit::new(Services { by_port: self.services.clone(), default: None }, limits);
         exit.set_access(self.access.clone());
-        let end = end.clone();
+        let (end, serving) = (end.clone(), exit.clone());
         tokio::spawn(async move {
-            exit.serve(&mut acceptor, &end, &TaskTracker::new()).await;
+            serving.serve(&mut acceptor, &end, &TaskTracker::new()).await;
             acceptor.close().await;
         });
+        exit
     }
 }
 
