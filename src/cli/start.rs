@@ -10,6 +10,7 @@ use super::name::{self, NameArgs};
 use super::{Cli, Command};
 use crate::config::{Settings, Sources};
 use crate::run::shutdown::{Shutdown, signals};
+use crate::run::sockets::Inherited;
 use crate::run::{self, EXIT_USAGE, RunError};
 
 /// Runs a command that stays up until it ends or is told to.
@@ -18,38 +19,41 @@ use crate::run::{self, EXIT_USAGE, RunError};
 ///
 /// Whatever ended the command other than well.
 pub fn dispatch(cli: Cli, settings: Settings) -> Result<(), RunError> {
+    let inherited =
+        Inherited::take().map_err(|source| RunError::System { what: "cannot use the sockets passed to us", source })?;
     let runtime = Builder::new_multi_thread()
         .enable_all()
         .build()
         .map_err(|source| RunError::System { what: "cannot start threads", source })?;
-    let result = runtime.block_on(serve(cli, settings));
+    let result = runtime.block_on(serve(cli, settings, inherited));
     // A name look-up that hangs in the resolver cannot be cancelled, and must not hold up the end.
     runtime.shutdown_background();
     result
 }
 
 /// Runs the command under the signals of the process.
-async fn serve(cli: Cli, settings: Settings) -> Result<(), RunError> {
+async fn serve(cli: Cli, settings: Settings, inherited: Inherited) -> Result<(), RunError> {
     let shutdown = Shutdown::new(settings.config.limits.drain_timeout);
     let signals = signals().map_err(|source| RunError::System { what: "cannot wait for signals", source })?;
     tokio::spawn(shutdown.clone().watch(signals, |code| std::process::exit(code.into())));
     tracing::info!(version = env!("CARGO_PKG_VERSION"), command = cli.command.word(), "nws starts");
     settings.drop_in.log();
-    shutdown.supervise(start(cli, settings, shutdown.clone())).await
+    shutdown.supervise(start(cli, settings, inherited, shutdown.clone())).await
 }
 
 /// The commands that stay up, one arm each.
-async fn start(cli: Cli, settings: Settings, shutdown: Shutdown) -> Result<(), RunError> {
+async fn start(cli: Cli, settings: Settings, inherited: Inherited, shutdown: Shutdown) -> Result<(), RunError> {
+    let again = cli.clone();
+    let reread = move || again.settings(Sources::of_process()).map(|settings| settings.config);
     match &cli.command {
         Command::Name(args) => print_name(args),
-        Command::Proxy(_) => run::proxy::run(settings.config, shutdown).await,
+        Command::Proxy(_) => run::proxy::run(settings.config, inherited, shutdown, reread).await,
         Command::Exit(_) => {
             let keys = run::key::load(settings.private_key.as_ref(), settings.config.exit.key_file.as_deref())?;
-            let reread = move || cli.settings(Sources::of_process()).map(|settings| settings.config);
             run::exit::run(settings.config, keys, shutdown, reread).await
         }
         Command::Exits(args) => run::exits::run(settings.config, args.wait, args.probe, args.json, shutdown).await,
-        Command::Relay(_) => run::relay::run(settings.config, shutdown).await,
+        Command::Relay(_) => run::relay::run(settings.config, inherited, shutdown, reread).await,
         Command::Demo(args) => run::demo::run(settings.config, args.once, shutdown).await,
     }
 }

@@ -32,8 +32,8 @@ const FAREWELL: Duration = Duration::from_millis(500);
 pub struct Profile {
     /// Time from one announcement to the next.
     pub interval: Duration,
-    /// The ports that it connects to on the internet at large.
-    pub ports: Ports,
+    /// The ports that it connects to on the internet at large, which can change while it runs.
+    pub ports: watch::Receiver<Ports>,
     /// What it is called.
     pub name: Option<String>,
     /// How its owner is reached.
@@ -135,7 +135,7 @@ impl Announcer {
             expires_at: now + (self.profile.interval * LIFETIME_INTERVALS).as_secs().max(1),
             relays: paths.iter().filter_map(|path| self.relays.get(path).cloned()).collect(),
             version: Some(VERSION),
-            ports: Some(self.profile.ports.clone()),
+            ports: Some(self.profile.ports.borrow().clone()),
             name: self.profile.name.clone(),
             contact: self.profile.contact.clone(),
             software: Some(concat!("nws ", env!("CARGO_PKG_VERSION")).to_owned()),

@@ -36,6 +36,12 @@ impl Dialer {
         Self { policy, network, own: Mutex::default() }
     }
 
+    /// Connects over the same network under another policy.
+    #[must_use]
+    pub fn under(&self, policy: Policy) -> Self {
+        Self::over(policy, Arc::clone(&self.network))
+    }
+
     /// Connects to a destination within `limit`, if the policy allows it.
     ///
     /// # Errors

@@ -2,19 +2,20 @@
 //! of a stream to either.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{Instrument, debug, debug_span, warn};
 
 use super::access::{Access, check};
 use super::dial::Dialer;
+use super::policy::Policy;
 use crate::destination::{Destination, Host, split_port};
 use crate::error::{Error, ErrorKind};
 use crate::limits::Limits;
@@ -112,10 +113,10 @@ pub struct Exit(Arc<Offered>);
 /// What is behind an exit.
 #[derive(Debug)]
 struct Offered {
-    services: Services,
+    services: watch::Sender<Arc<Services>>,
     /// What connects to other hosts, at a public exit.
-    public: Option<Dialer>,
-    access: RwLock<Arc<Access>>,
+    public: watch::Sender<Option<Arc<Dialer>>>,
+    access: watch::Sender<Arc<Access>>,
     /// Streams that may still be served at once.
     slots: Arc<Semaphore>,
     /// Streams that were refused for want of a slot.
@@ -134,13 +135,35 @@ impl Exit {
     #[must_use]
     pub fn public(services: Services, dialer: Option<Dialer>, limits: Arc<Limits>) -> Self {
         let slots = Arc::new(Semaphore::new(limits.exit_streams.min(Semaphore::MAX_PERMITS)));
-        let (access, turned_away) = (RwLock::default(), AtomicU64::new(0));
-        Self(Arc::new(Offered { services, public: dialer, access, slots, turned_away, limits }))
+        Self(Arc::new(Offered {
+            services: watch::Sender::new(Arc::new(services)),
+            public: watch::Sender::new(dialer.map(Arc::new)),
+            access: watch::Sender::default(),
+            slots,
+            turned_away: AtomicU64::new(0),
+            limits,
+        }))
     }
 
     /// From now on these lists say who may connect; streams that are open go on.
     pub fn set_access(&self, access: Access) {
-        *self.0.access.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(access);
+        self.0.access.send_replace(Arc::new(access));
+    }
+
+    /// From now on these services are offered; streams that are open go on.
+    pub fn set_services(&self, services: Services) {
+        self.0.services.send_replace(Arc::new(services));
+    }
+
+    /// From now on a public exit connects to other hosts under this policy; streams that are open go on. An exit that is
+    /// not public stays so.
+    pub fn set_policy(&self, policy: &Policy) {
+        self.0.public.send_if_modified(|public| {
+            public.as_mut().is_some_and(|dialer| {
+                *dialer = Arc::new(dialer.under(policy.clone()));
+                true
+            })
+        });
     }
 
     /// Streams that were refused because there were as many as `limits.exit_streams` allows.
@@ -210,9 +233,11 @@ async fn serve(offered: &Offered, offer: Offer) {
 
 /// Connects to what the client asks for.
 async fn connect(offered: &Offered, offer: &Offer) -> Result<TcpStream, Error> {
-    let Offered { services, public, access, limits, .. } = offered;
-    let access = Arc::clone(&access.read().unwrap_or_else(PoisonError::into_inner));
-    let dial: BoxFuture<'_, Result<TcpStream, Error>> = match (Asked::read(offer.destination(), offer.port())?, public)
+    let services = Arc::clone(&offered.services.borrow());
+    let access = Arc::clone(&offered.access.borrow());
+    let public = offered.public.borrow().clone();
+    let limits = &offered.limits;
+    let dial: BoxFuture<'_, Result<TcpStream, Error>> = match (Asked::read(offer.destination(), offer.port())?, &public)
     {
         (Asked::Service(port), _) => {
             let port = if services.is_ambiguous(port) { Some(told_port(limits, offer).await?) } else { port };

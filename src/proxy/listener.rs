@@ -64,7 +64,15 @@ impl Listener {
             Error::from_io(&error, &what)
         };
         let socket = TcpListener::bind(address).await.map_err(failed)?;
-        let address = socket.local_addr().map_err(failed)?;
+        Self::over(socket).map_err(failed)
+    }
+
+    /// Serves over a socket that listens already, as one that the service manager holds. Warns as [`Listener::bind`].
+    ///
+    /// # Errors
+    /// When it has no address, so that it is no socket of the internet.
+    pub fn over(socket: TcpListener) -> io::Result<Self> {
+        let address = socket.local_addr()?;
         if !address.ip().is_loopback() {
             warn!(%address, "this address is not a loopback address: whoever reaches it may use the proxy");
         }

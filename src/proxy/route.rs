@@ -10,6 +10,7 @@ use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tower::Service;
 
 use super::choose::Chooser;
@@ -48,25 +49,39 @@ pub enum Optimistic {
 const LOCAL_SUFFIXES: [&str; 4] = ["localhost", "local", "home.arpa", "internal"];
 
 /// What a proxy does with names other than `.nostr`.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Plan {
     /// The rules; the first that is about a destination decides.
     pub rules: Vec<Rule>,
     /// The exits for what goes through one.
-    pub chooser: Chooser,
+    pub chooser: Arc<Chooser>,
     /// What connects without an exit.
     pub network: Arc<dyn Network>,
     /// How long that may take.
     pub dial_timeout: Duration,
 }
 
-/// The route of a proxy.
+/// The route of a proxy. Its clones go by the same ways, also when these change.
 #[derive(Debug, Clone)]
 pub struct Router {
     tunnel: Arc<Tunnel>,
+    ways: watch::Sender<Arc<Ways>>,
+}
+
+/// What can change while a proxy runs.
+#[derive(Debug, Clone)]
+struct Ways {
     optimistic: Optimistic,
     isolate_destinations: bool,
-    plan: Arc<Plan>,
+    plan: Plan,
+}
+
+impl Ways {
+    /// Whose streams may share a session with this one.
+    fn compartment(&self, connect: &Connect) -> Compartment {
+        let host = self.isolate_destinations.then(|| connect.destination.host.canonical());
+        Compartment::of(&(&connect.isolation, host))
+    }
 }
 
 impl Router {
@@ -74,26 +89,32 @@ impl Router {
     #[must_use]
     pub fn new(tunnel: Arc<Tunnel>, optimistic: Optimistic) -> Self {
         let chooser = Chooser::new(Arc::clone(&tunnel), None, Exits::default(), Vec::new());
+        let chooser = Arc::new(chooser);
         let plan = Plan { rules: Vec::new(), chooser, network: Arc::new(SystemNetwork), dial_timeout: Duration::ZERO };
-        Self { tunnel, optimistic, isolate_destinations: false, plan: Arc::new(plan) }
+        Self { tunnel, ways: watch::Sender::new(Arc::new(Ways { optimistic, isolate_destinations: false, plan })) }
     }
 
     /// Whether streams to different hosts through the same exit share no session.
     #[must_use]
     pub fn isolating_destinations(self, isolate: bool) -> Self {
-        Self { isolate_destinations: isolate, ..self }
-    }
-
-    /// Whose streams may share a session with this one.
-    fn compartment(&self, connect: &Connect) -> Compartment {
-        let host = self.isolate_destinations.then(|| connect.destination.host.canonical());
-        Compartment::of(&(&connect.isolation, host))
+        self.change(|ways| ways.isolate_destinations = isolate);
+        self
     }
 
     /// Everything other than `.nostr` names goes as planned.
     #[must_use]
     pub fn with_plan(self, plan: Plan) -> Self {
-        Self { plan: Arc::new(plan), ..self }
+        self.change(|ways| ways.plan = plan);
+        self
+    }
+
+    /// From now on streams are opened in this way; those that are open go on.
+    pub fn replace(&self, optimistic: Optimistic, isolate_destinations: bool, plan: Plan) {
+        self.change(|ways| *ways = Ways { optimistic, isolate_destinations, plan });
+    }
+
+    fn change(&self, change: impl FnOnce(&mut Ways)) {
+        self.ways.send_modify(|ways| change(Arc::make_mut(ways)));
     }
 }
 
@@ -127,15 +148,15 @@ impl Service<Connect> for Router {
     }
 
     fn call(&mut self, connect: Connect) -> Self::Future {
-        let (tunnel, optimistic, plan) = (Arc::clone(&self.tunnel), self.optimistic, Arc::clone(&self.plan));
-        let compartment = self.compartment(&connect);
+        let (tunnel, ways) = (Arc::clone(&self.tunnel), Arc::clone(&self.ways.borrow()));
+        let compartment = ways.compartment(&connect);
         Box::pin(async move {
             if let Host::Name(host) = &connect.destination.host
                 && name::is_nostr(host)
             {
                 let name = host.parse::<NostrName>()?;
                 let (port, early) = (connect.destination.port, &connect.early_data);
-                let stream = match hold(&tunnel, optimistic, compartment, &name, &connect) {
+                let stream = match hold(&tunnel, ways.optimistic, compartment, &name, &connect) {
                     Some(hold) => tunnel.open_eager(compartment, &name, port, early, hold).await?,
                     None => tunnel.open(compartment, &name, port, early).await?,
                 };
@@ -143,6 +164,7 @@ impl Service<Connect> for Router {
             }
             let destination =
                 Destination { host: connect.destination.host.canonical(), port: connect.destination.port };
+            let plan = &ways.plan;
             match decide(&plan.rules, &destination)? {
                 Way::Exit => begin(plan.chooser.open(compartment, &destination).await?, &connect.early_data).await,
                 Way::This(exit) => {
@@ -277,16 +299,16 @@ mod tests {
             },
         };
         let (here, there) = ("127.0.0.1:1", "127.0.0.1:2");
-        let one = router.compartment(&connect(here, Some("a"), "x.example"));
-        assert_eq!(one, router.compartment(&connect(here, Some("a"), "y.example")));
+        let one = router.ways.borrow().compartment(&connect(here, Some("a"), "x.example"));
+        assert_eq!(one, router.ways.borrow().compartment(&connect(here, Some("a"), "y.example")));
         for other in [connect(here, Some("b"), "x.example"), connect(here, None, "x.example")] {
-            assert_ne!(one, router.compartment(&other));
+            assert_ne!(one, router.ways.borrow().compartment(&other));
         }
-        assert_ne!(one, router.compartment(&connect(there, Some("a"), "x.example")));
+        assert_ne!(one, router.ways.borrow().compartment(&connect(there, Some("a"), "x.example")));
         let router = router.isolating_destinations(true);
-        let one = router.compartment(&connect(here, None, "x.example"));
-        assert_eq!(one, router.compartment(&connect(here, None, "X.example.")));
-        assert_ne!(one, router.compartment(&connect(here, None, "y.example")));
+        let one = router.ways.borrow().compartment(&connect(here, None, "x.example"));
+        assert_eq!(one, router.ways.borrow().compartment(&connect(here, None, "X.example.")));
+        assert_ne!(one, router.ways.borrow().compartment(&connect(here, None, "y.example")));
     }
 
     #[tokio::test]

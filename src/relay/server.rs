@@ -117,6 +117,7 @@ pub struct RelayServer {
     front: Front,
     max_message_bytes: usize,
     connections: Arc<Semaphore>,
+    max_connections: usize,
 }
 
 impl RelayServer {
@@ -128,7 +129,11 @@ impl RelayServer {
         #[cfg(not(windows))]
         socket.set_reuseaddr(true)?;
         socket.bind(addr)?;
-        let listener = socket.listen(BACKLOG)?;
+        Self::over(socket.listen(BACKLOG)?, options)
+    }
+
+    /// Serves over a socket that listens already, as one that the service manager holds.
+    pub fn over(listener: TcpListener, options: RelayServerOptions) -> io::Result<Self> {
         let local_addr = listener.local_addr()?;
 
         let max_message_bytes = options.max_message_bytes.min(MAX_MESSAGE_BYTES_CEILING);
@@ -149,6 +154,7 @@ impl RelayServer {
         if options.auth {
             builder = builder.nip42(RelayBuilderNip42::default());
         }
+        let max_connections = options.max_connections.min(Semaphore::MAX_PERMITS);
         Ok(Self {
             url: url_of(local_addr)?,
             listener,
@@ -156,7 +162,8 @@ impl RelayServer {
             relay: LocalRelay::new(builder),
             front: Front::new(&options, max_message_bytes),
             max_message_bytes,
-            connections: Arc::new(Semaphore::new(options.max_connections.min(Semaphore::MAX_PERMITS))),
+            connections: Arc::new(Semaphore::new(max_connections)),
+            max_connections,
         })
     }
 
@@ -170,6 +177,12 @@ impl RelayServer {
     #[must_use]
     pub fn url(&self) -> RelayUrl {
         self.url.clone()
+    }
+
+    /// How many connections there are, told for as long as the relay runs.
+    pub fn count(&self) -> impl Fn() -> usize + Send + 'static {
+        let (connections, max) = (Arc::clone(&self.connections), self.max_connections);
+        move || max.saturating_sub(connections.available_permits())
     }
 
     /// Serves until cancelled, then says goodbye to every connection (websocket close code 1001) and returns when

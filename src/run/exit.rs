@@ -4,17 +4,19 @@ use std::io::{self, Write};
 use std::sync::Arc;
 
 use nostr::Keys;
+use tokio::sync::watch;
 
 use super::info::Info;
 use super::shutdown::Shutdown;
-use super::{RunError, reload};
+use super::{RunError, manager, reload};
 use crate::config::{Config, ExitConfig, PublicConfig, Service};
 use crate::directory::{Announcer, Profile};
 use crate::exit::{Access, Dialer, Exit, Policy, Services};
 use crate::name::NostrName;
 use crate::tunnel::Acceptor;
 
-/// Runs an exit until the end is asked for and its streams are done. On SIGHUP, who may connect is asked of `reread`.
+/// Runs an exit until the end is asked for and its streams are done. On SIGHUP, what is offered and who may connect to it
+/// are asked of `reread`.
 ///
 /// # Errors
 /// When the information file cannot be written, or the system refuses signals.
@@ -24,13 +26,11 @@ pub async fn run(
     shutdown: Shutdown,
     reread: impl Fn() -> Result<Config, RunError> + Send + 'static,
 ) -> Result<(), RunError> {
-    let failed = |source| RunError::System { what: "cannot wait for signals", source };
-    let hangups = reload::hangups().map_err(failed)?;
+    let hangups = reload::signals()?;
+    manager::starting("Looking for a relay to listen on");
+    let running = config.clone();
     let relays = config.exit_relays().to_vec();
-    let services = Services {
-        by_port: config.exit.service.iter().map(|(port, service)| (*port, service.target.to_string())).collect(),
-        default: config.exit.target.as_ref().map(ToString::to_string),
-    };
+    let services = services_of(&config.exit);
     let access = access_of(&config.exit);
     let policy = config.exit.public.enabled.then(|| Policy::new(config.exit.rule));
     if policy.is_some() {
@@ -39,6 +39,7 @@ pub async fn run(
     let limits = Arc::new(config.limits);
     let name = NostrName::new(keys.public_key(), relays.clone());
     let mut acceptor = Acceptor::start(keys.clone(), &relays, Arc::clone(&limits));
+    let npub = name.npub();
     greet(&name, &services, policy.as_ref());
     tokio::select! {
         () = acceptor.ready() => {}
@@ -50,9 +51,10 @@ pub async fn run(
     info.npub = Some(name.npub());
     info.relays = Some(relays);
     let _info = info.write_if(config.exit.info_file.as_deref())?;
-    let announcing = policy.as_ref().map(|policy| {
+    let ports = watch::Sender::new(policy.as_ref().map_or_else(|| Policy::default().open_ports(), Policy::open_ports));
+    let announcing = policy.as_ref().map(|_| {
         let PublicConfig { announce_interval, name, contact, .. } = config.exit.public;
-        let profile = Profile { interval: announce_interval, ports: policy.open_ports(), name, contact };
+        let profile = Profile { interval: announce_interval, ports: ports.subscribe(), name, contact };
         let announcer = Announcer::new(keys, acceptor.links(), acceptor.heard_on(), profile);
         tokio::spawn(announcer.run(shutdown.token().clone()))
     });
@@ -60,8 +62,26 @@ pub async fn run(
     exit.set_access(access);
     let reloading = {
         let exit = exit.clone();
-        tokio::spawn(reload::follow(hangups, reread, move |config| exit.set_access(access_of(&config.exit))))
+        let apply = move |running: &mut Config, new: &Config| {
+            let policy = Policy::new(new.exit.rule.clone());
+            exit.set_access(access_of(&new.exit));
+            exit.set_services(services_of(&new.exit));
+            exit.set_policy(&policy);
+            ports.send_replace(policy.open_ports());
+            let (now, new) = (&mut running.exit, &new.exit);
+            now.service.clone_from(&new.service);
+            now.target.clone_from(&new.target);
+            now.allow.clone_from(&new.allow);
+            now.rule.clone_from(&new.rule);
+            now.public.allow.clone_from(&new.public.allow);
+        };
+        tokio::spawn(reload::follow(hangups, reread, running, &["proxy", "relay", "dns", "transparent"], apply))
     };
+    let (heard_on, tracker, count) = (acceptor.heard_on(), shutdown.tracker().clone(), acceptor.links().len());
+    manager::ready(shutdown.token().clone(), move || {
+        let heard_on = heard_on.borrow().len();
+        format!("{npub} on {heard_on} of {count} relays; {} connections", tracker.len())
+    });
     exit.serve(&mut acceptor, shutdown.token(), shutdown.tracker()).await;
     reloading.abort();
     // Nobody is to find what is about to end; connections that are open go on meanwhile.
@@ -79,6 +99,14 @@ pub async fn run(
     }
     acceptor.close().await;
     Ok(())
+}
+
+/// What is offered at which port.
+fn services_of(config: &ExitConfig) -> Services {
+    Services {
+        by_port: config.service.iter().map(|(port, service)| (*port, service.target.to_string())).collect(),
+        default: config.target.as_ref().map(ToString::to_string),
+    }
 }
 
 /// Who may connect to what.

@@ -1,6 +1,5 @@
 //! Secret keys that last, of an exit or of a proxy's identity: from the environment, or from a file that is made on first
-//! start. It is in no error and in no
-//! log line, and no flag takes it, since everyone on a machine can read command lines.
+//! start. It is in no error and in no log line, and no flag takes it, since everyone on a machine can read command lines.
 
 use std::ffi::OsString;
 use std::fs::{DirBuilder, File};
@@ -19,6 +18,13 @@ const DIRECTORY_MODE: u32 = 0o700;
 
 /// Bits that a key file must not have: anything for the group or for others.
 const FORBIDDEN_MODE: u32 = 0o077;
+
+/// The same for a file of the service manager's credentials: it keeps them in a file system of their own, which no other
+/// user can enter, and lets the service in by an access list, which shows as a right of the group (systemd.exec(5)).
+const FORBIDDEN_MODE_OF_CREDENTIAL: u32 = 0o037;
+
+/// Where the service manager puts them.
+const CREDENTIALS_DIRECTORY: &str = "CREDENTIALS_DIRECTORY";
 
 /// Most bytes that are read of a key file: a key takes some 64.
 const FILE_MAX: u64 = 4096;
@@ -88,8 +94,8 @@ pub enum NotAKey {
     Other,
 }
 
-/// The exit's keys: from `private_key` if there is one, else from `file`, else from the state directory. A file that is
-/// missing is made, with a new key.
+/// The exit's keys: from `private_key` if there is one, else from `file`, else from the credential `exit.key` that the
+/// service manager has given, else from the state directory. A file that is missing is made, with a new key.
 ///
 /// # Errors
 ///
@@ -100,7 +106,10 @@ pub fn load(private_key: Option<&PrivateKey>, file: Option<&Path>) -> Result<Key
             parse(secret.expose()).map_err(|reason| KeyError::Variable { origin: secret.origin().clone(), reason })
         }
         (None, Some(path)) => read_or_make(path),
-        (None, None) => read_or_make(&default_path(std::env::var_os("STATE_DIRECTORY"))?),
+        (None, None) => match credential(std::env::var_os(CREDENTIALS_DIRECTORY)) {
+            Some(path) => read(&path),
+            None => read_or_make(&default_path(std::env::var_os("STATE_DIRECTORY"))?),
+        },
     }
 }
 
@@ -111,6 +120,22 @@ pub fn load(private_key: Option<&PrivateKey>, file: Option<&Path>) -> Result<Key
 /// As [`load`].
 pub fn load_identity(file: &Path) -> Result<Keys, KeyError> {
     read_or_make(file)
+}
+
+/// The key among the credentials of the service, if it is there.
+fn credential(directory: Option<OsString>) -> Option<PathBuf> {
+    let path = PathBuf::from(directory?).join(FILE_NAME);
+    path.exists().then_some(path)
+}
+
+/// The bits that the file of a key must not have.
+fn forbidden_mode(path: &Path, credentials: Option<OsString>) -> u32 {
+    let is_credential = credentials.is_some_and(|directory| {
+        let directory = PathBuf::from(directory);
+        // Only what lies right in it: a way out by `..` is a file like any other.
+        directory.is_absolute() && path.parent() == Some(directory.as_path())
+    });
+    if is_credential { FORBIDDEN_MODE_OF_CREDENTIAL } else { FORBIDDEN_MODE }
 }
 
 /// Where the key lies if nothing says otherwise: in the state directory that systemd made, or in the user's.
@@ -159,7 +184,7 @@ fn read(path: &Path) -> Result<Keys, KeyError> {
     let file = File::open(path).map_err(failed)?;
     // The mode of what was opened, which cannot be changed for another file meanwhile.
     let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o7777;
-    if mode & FORBIDDEN_MODE != 0 {
+    if mode & forbidden_mode(path, std::env::var_os(CREDENTIALS_DIRECTORY)) != 0 {
         return Err(KeyError::Exposed { path: path.to_owned(), mode });
     }
     let mut bytes = Vec::new();
@@ -218,6 +243,24 @@ mod tests {
         for unset in [None, Some("".into())] {
             let path = default_path(unset);
             assert!(path.is_err() || path.is_ok_and(|path| path.ends_with("nws/exit.key")));
+        }
+    }
+
+    #[test]
+    fn a_credential_of_the_service_comes_first_and_may_be_read_by_its_group() {
+        let directory = tempfile::tempdir().unwrap();
+        let (credentials, path) = (Some(directory.path().into()), directory.path().join("exit.key"));
+        assert_eq!(credential(credentials.clone()), None);
+        write(&path, NSEC, 0o440);
+        assert_eq!((credential(credentials.clone()), credential(None)), (Some(path.clone()), None));
+        let elsewhere = [Path::new("/etc/exit.key"), &directory.path().join("../exit.key"), &path.join("exit.key")];
+        for other in elsewhere {
+            assert_eq!(forbidden_mode(other, credentials.clone()), FORBIDDEN_MODE, "{}", other.display());
+        }
+        assert_eq!(forbidden_mode(&path, None), FORBIDDEN_MODE);
+        let forbidden = forbidden_mode(&path, credentials);
+        for (mode, allowed) in [(0o440, true), (0o400, true), (0o444, false), (0o460, false), (0o450, false)] {
+            assert_eq!(mode & forbidden == 0, allowed, "{mode:o}");
         }
     }
 

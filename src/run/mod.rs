@@ -7,10 +7,12 @@ pub mod exits;
 pub mod info;
 pub mod key;
 pub mod log;
+pub mod manager;
 pub mod proxy;
 pub mod relay;
 pub mod reload;
 pub mod shutdown;
+pub mod sockets;
 
 use std::io;
 

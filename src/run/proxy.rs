@@ -1,57 +1,150 @@
 //! `nws proxy`: listeners before the tunnel.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use nostr::RelayUrl;
-use tokio::sync::Semaphore;
+use nostr::{Keys, PublicKey, RelayUrl};
+use tokio::net::TcpListener;
+use tokio::sync::{Semaphore, mpsc};
 
 use super::info::Info;
 use super::shutdown::Shutdown;
-use super::{RunError, key};
+use super::sockets::Inherited;
+use super::{RunError, key, manager, reload};
 use crate::config::{Config, ProxyConfig};
 use crate::dial::SystemNetwork;
 use crate::directory::Directory;
 use crate::identity::Identity;
 use crate::limits::Limits;
 use crate::name::NostrName;
-use crate::proxy::exits::{Exits, Via};
+use crate::proxy::exits::{Exits, Rule, Via};
 use crate::proxy::{Chooser, Listener, Plan, Router};
+use crate::relay::Notice;
 use crate::tunnel::Tunnel;
 
-/// Runs a proxy until the end is asked for and its connections are done.
+/// Sections that mean nothing to a proxy.
+const FOREIGN: &[&str] = &["exit", "relay"];
+
+/// Runs a proxy until the end is asked for and its connections are done. It serves the sockets that the service manager
+/// holds for it, and binds its own only if there are none. On SIGHUP, exits and rules are asked of `reread`.
 ///
 /// # Errors
 /// When an address cannot be listened on, the key of its identity cannot be used, or the information file cannot be written.
-pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
+pub async fn run(
+    config: Config,
+    inherited: Inherited,
+    shutdown: Shutdown,
+    reread: impl Fn() -> Result<Config, RunError> + Send + 'static,
+) -> Result<(), RunError> {
+    let hangups = reload::signals()?;
+    manager::starting("Looking for a relay");
     let limits = Arc::new(config.limits.clone());
     let slots = Arc::new(Semaphore::new(limits.proxy_connections.min(Semaphore::MAX_PERMITS)));
-    let mut listeners = Vec::new();
-    for address in &config.proxy.listen {
-        let failed = |source| RunError::Listen { address: address.to_string(), source };
-        let resolved = address.resolve().await.map_err(failed)?;
-        let listener = Listener::bind(resolved).await.map_err(|error| RunError::Failed(error.to_string()))?;
-        listeners.push(listener.with_slots(Arc::clone(&slots)));
-    }
+    let listeners = listeners(&config.proxy, inherited.clients).await?;
     let identity = identity(&config.proxy)?;
     let tunnel = Tunnel::new(config.relays.clone(), Arc::clone(&limits)).with_identity(identity);
     let tunnel = Arc::new(tunnel);
-    let plan = plan(&tunnel, config.proxy.clone(), &config.relays, &limits);
+    let plan = plan(&tunnel, &config.proxy, &config.relays, &limits);
     let router = Router::new(Arc::clone(&tunnel), config.proxy.optimistic)
         .isolating_destinations(config.proxy.isolate_destinations)
-        .with_plan(plan);
+        .with_plan(plan.clone());
     let addresses: Vec<_> = listeners.iter().map(Listener::local_addr).collect();
     for listener in listeners {
         let (token, tracker) = (shutdown.token().clone(), shutdown.tracker().clone());
+        let listener = listener.with_slots(Arc::clone(&slots));
         tokio::spawn(listener.serve(router.clone(), Arc::clone(&limits), token, tracker));
     }
     for address in &addresses {
         tracing::info!(%address, "the proxy listens (SOCKS5 and HTTP)");
     }
-    let _info = Info::new(addresses).write_if(config.proxy.info_file.as_deref())?;
+    let _info = Info::new(addresses.clone()).write_if(config.proxy.info_file.as_deref())?;
+    let reloading = reload::follow(hangups, reread, config.clone(), FOREIGN, {
+        let (tunnel, limits, relays) = (Arc::clone(&tunnel), Arc::clone(&limits), config.relays.clone());
+        let mut plan = plan;
+        move |running, new| {
+            take_over(&mut running.proxy, &new.proxy, |proxy, keeps_exits| {
+                plan = match keeps_exits {
+                    true => Plan { rules: proxy.rule.clone(), ..plan.clone() },
+                    false => self::plan(&tunnel, proxy, &relays, &limits),
+                };
+                router.replace(proxy.optimistic, proxy.isolate_destinations, plan.clone());
+            });
+        }
+    });
+    tokio::spawn(shutdown.token().clone().run_until_cancelled_owned(reloading));
+    if manager::listens() {
+        first_relay(&tunnel, &config.relays, limits.relay_connect_timeout, &shutdown).await;
+    }
+    let tracker = shutdown.tracker().clone();
+    manager::ready(shutdown.token().clone(), move || {
+        let addresses: Vec<_> = addresses.iter().map(ToString::to_string).collect();
+        format!("Listening on {}; {} connections", addresses.join(", "), tracker.len())
+    });
     shutdown.requested().await;
     shutdown.drain().await;
     tunnel.close().await;
     Ok(())
+}
+
+/// The sockets for clients: those that were passed to this process, else those that are configured.
+async fn listeners(config: &ProxyConfig, passed: Vec<std::net::TcpListener>) -> Result<Vec<Listener>, RunError> {
+    let mut listeners = Vec::new();
+    for socket in passed {
+        let failed = |source| RunError::System { what: "cannot use a socket passed to us", source };
+        listeners.push(TcpListener::from_std(socket).and_then(Listener::over).map_err(failed)?);
+    }
+    if !listeners.is_empty() {
+        tracing::info!("the service manager holds the listening sockets; proxy.listen has no effect");
+        return Ok(listeners);
+    }
+    for address in &config.listen {
+        let failed = |source| RunError::Listen { address: address.to_string(), source };
+        let resolved = address.resolve().await.map_err(failed)?;
+        listeners.push(Listener::bind(resolved).await.map_err(|error| RunError::Failed(error.to_string()))?);
+    }
+    Ok(listeners)
+}
+
+/// Waits until one of the general relays can be used, so that "ready" means it. Not for longer than `limit`, since names
+/// mostly bring their own, and one that is gone must not keep the proxy from the others.
+async fn first_relay(tunnel: &Tunnel, relays: &[RelayUrl], limit: Duration, shutdown: &Shutdown) {
+    let links: Vec<_> = relays.iter().map(|relay| tunnel.link(relay)).collect();
+    if links.is_empty() {
+        return;
+    }
+    let (notices_tx, mut notices) = mpsc::unbounded_channel();
+    let keys = Keys::generate();
+    let _attached: Vec<_> = links.iter().map(|link| link.attach(keys.clone(), notices_tx.clone(), None)).collect();
+    let up = async { while !matches!(notices.recv().await, Some(Notice::Up(..)) | None) {} };
+    tokio::select! {
+        () = up => {}
+        () = tokio::time::sleep(limit) => tracing::warn!("none of the relays can be reached yet"),
+        () = shutdown.requested() => {}
+    }
+}
+
+/// Takes over the settings that can change while the proxy runs, and has the others routed anew if one has.
+fn take_over(running: &mut ProxyConfig, new: &ProxyConfig, route: impl FnOnce(&ProxyConfig, bool)) {
+    let before = running.clone();
+    running.optimistic = new.optimistic;
+    running.isolate_destinations = new.isolate_destinations;
+    running.exit.clone_from(&new.exit);
+    running.exclude.clone_from(&new.exclude);
+    running.rule.clone_from(&new.rule);
+    if before != *running {
+        // What is known of the exits, and which host has which, stays if they do.
+        let exits = |config: &ProxyConfig| (config.exit.clone(), config.exclude.clone(), of_rules(&config.rule));
+        route(running, exits(&before) == exits(running));
+    }
+}
+
+/// The exits that rules name.
+fn of_rules(rules: &[Rule]) -> Vec<PublicKey> {
+    let exit = |rule: &Rule| match &rule.via {
+        Via::This(exit) => Some(exit.0.public_key),
+        _ => None,
+    };
+    rules.iter().filter_map(exit).collect()
 }
 
 /// The identity that is shown to some exits, if there is one.
@@ -64,12 +157,8 @@ fn identity(config: &ProxyConfig) -> Result<Option<Identity>, RunError> {
 }
 
 /// What is done with names other than `.nostr`. There is a directory if an exit may have to be found.
-fn plan(tunnel: &Arc<Tunnel>, config: ProxyConfig, relays: &[RelayUrl], limits: &Arc<Limits>) -> Plan {
-    let ProxyConfig { exit, exclude, rule: rules, .. } = config;
-    let of_rules = rules.iter().filter_map(|rule| match &rule.via {
-        Via::This(exit) => Some(exit.0.public_key),
-        _ => None,
-    });
+fn plan(tunnel: &Arc<Tunnel>, config: &ProxyConfig, relays: &[RelayUrl], limits: &Arc<Limits>) -> Plan {
+    let ProxyConfig { exit, exclude, rule: rules, .. } = config.clone();
     let wanted: Option<Vec<_>> = match &exit {
         Exits::Any => {
             tracing::warn!(
@@ -77,7 +166,7 @@ fn plan(tunnel: &Arc<Tunnel>, config: ProxyConfig, relays: &[RelayUrl], limits: 
             );
             None
         }
-        Exits::Listed(list) => Some(list.iter().map(|exit| exit.0.public_key).chain(of_rules).collect()),
+        Exits::Listed(list) => Some(list.iter().map(|exit| exit.0.public_key).chain(of_rules(&rules)).collect()),
     };
     if relays.is_empty() && exit == Exits::Any {
         tracing::warn!("no exit can be found without relays; give --relay URL, or set relays in the configuration");
@@ -87,6 +176,6 @@ fn plan(tunnel: &Arc<Tunnel>, config: ProxyConfig, relays: &[RelayUrl], limits: 
         let links: Vec<_> = relays.iter().map(|relay| tunnel.link(relay)).collect();
         Arc::new(Directory::start(&links, wanted, Arc::clone(limits)))
     });
-    let chooser = Chooser::new(Arc::clone(tunnel), directory, exit, exclude);
+    let chooser = Arc::new(Chooser::new(Arc::clone(tunnel), directory, exit, exclude));
     Plan { rules, chooser, network: Arc::new(SystemNetwork), dial_timeout: limits.dial_timeout }
 }

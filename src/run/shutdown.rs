@@ -14,6 +14,8 @@ use tokio::time::{Instant, timeout_at};
 use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
 use tokio_util::task::TaskTracker;
 
+use super::manager;
+
 /// What a command may take after its connections are drained or cut, to tell its peers and to tidy up.
 const TIDY_UP: Duration = Duration::from_secs(1);
 
@@ -81,6 +83,7 @@ impl Shutdown {
     /// Asks everything to end; the time for it starts with the first call.
     pub fn request(&self) {
         self.deadline();
+        manager::stopping();
         self.token.cancel();
     }
 

@@ -53,8 +53,8 @@ impl PublicExit {
         let mut acceptor = Acceptor::start(keys.clone(), std::slice::from_ref(relay), Arc::clone(&limits));
         soon("the exit's relay", acceptor.ready()).await;
         let policy = Policy::default();
-        let profile =
-            Profile { interval: Duration::from_secs(10), ports: policy.open_ports(), name: None, contact: None };
+        let (_, ports) = tokio::sync::watch::channel(policy.open_ports());
+        let profile = Profile { interval: Duration::from_secs(10), ports, name: None, contact: None };
         let announcer = Announcer::new(keys.clone(), acceptor.links(), acceptor.heard_on(), profile);
         let end = CancellationToken::new();
         let announcing = AbortOnDropHandle::new(tokio::spawn(announcer.run(end.clone())));
@@ -95,7 +95,8 @@ impl Proxy {
         };
         let directory = Arc::new(Directory::start(&[tunnel.link(relay)], wanted, Arc::clone(&limits)));
         let chooser = Chooser::new(Arc::clone(&tunnel), Some(Arc::clone(&directory)), exits, exclude);
-        let plan = Plan { rules, chooser, network: network.shared(), dial_timeout: limits.dial_timeout };
+        let plan =
+            Plan { rules, chooser: Arc::new(chooser), network: network.shared(), dial_timeout: limits.dial_timeout };
         let listener = Listener::bind(ANY_PORT).await.unwrap();
         let addr = listener.local_addr();
         let end = CancellationToken::new();
