@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use nws::cli::{self, Cli, Command};
+use nws::cli::{self, Cli};
 use nws::config::Sources;
 use nws::run::{RunError, log};
 
@@ -20,8 +20,8 @@ fn main() -> ExitCode {
 
 /// Runs what the command line asks for.
 fn run(cli: Cli) -> Result<(), RunError> {
-    if let Command::Name(args) = &cli.command {
-        return cli::print_name(args);
+    if let Some(answered) = cli::answer(&cli) {
+        return answered;
     }
     let settings = cli.settings(Sources::of_process())?;
     log::start(&settings.config.log);

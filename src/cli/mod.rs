@@ -2,6 +2,8 @@
 //! that it names. `main` calls [`Cli::settings`] and [`dispatch`]; the work is in `run`.
 
 mod args;
+pub mod environment;
+pub mod generate;
 pub mod name;
 mod start;
 
@@ -13,7 +15,7 @@ use crate::config::{LogFilter, Settings, Sources};
 use crate::run::RunError;
 
 pub use self::args::{DemoArgs, ExitArg, ExitArgs, ExitsArgs, ProxyArgs, RelayArgs, ServiceArg};
-pub use self::start::{complain, dispatch, print_name, refuse};
+pub use self::start::{answer, complain, dispatch, refuse};
 
 /// TCP over Nostr relays: reach a service by its key, with no public address and no DNS (NIP-74).
 ///
@@ -85,6 +87,14 @@ pub enum Command {
     Demo(DemoArgs),
     /// Make and read .nostr names.
     Name(name::NameArgs),
+    /// Print the lines that make a shell's programs use the proxy.
+    ///
+    /// As in: eval "$(nws env)". The address is that of proxy.listen; whether a proxy runs there is not asked.
+    Env(environment::EnvArgs),
+    /// Print the manual page, or write those of all commands.
+    Man(generate::ManArgs),
+    /// Print completions for a shell.
+    Completions(generate::CompletionsArgs),
 }
 
 impl Command {
@@ -98,6 +108,9 @@ impl Command {
             Self::Relay(_) => "relay",
             Self::Demo(_) => "demo",
             Self::Name(_) => "name",
+            Self::Env(_) => "env",
+            Self::Man(_) => "man",
+            Self::Completions(_) => "completions",
         }
     }
 }
@@ -138,7 +151,7 @@ impl Cli {
                 ExitArgs::check(&settings.config)?;
             }
             Command::Relay(args) => args.apply(&mut settings.config),
-            Command::Demo(_) | Command::Name(_) => {}
+            Command::Demo(_) | Command::Name(_) | Command::Env(_) | Command::Man(_) | Command::Completions(_) => {}
         }
         Ok(settings)
     }

@@ -6,6 +6,8 @@ use std::process::ExitCode;
 
 use tokio::runtime::Builder;
 
+use super::environment::{self, EnvArgs};
+use super::generate::{self, ManArgs};
 use super::name::{self, NameArgs};
 use super::{Cli, Command};
 use crate::config::{Settings, Sources};
@@ -46,7 +48,8 @@ async fn start(cli: Cli, settings: Settings, inherited: Inherited, shutdown: Shu
     let again = cli.clone();
     let reread = move || again.settings(Sources::of_process()).map(|settings| settings.config);
     match &cli.command {
-        Command::Name(args) => print_name(args),
+        // These were answered before there was a runtime.
+        Command::Name(_) | Command::Env(_) | Command::Man(_) | Command::Completions(_) => Ok(()),
         Command::Proxy(_) => run::proxy::run(settings.config, inherited, shutdown, reread).await,
         Command::Exit(_) => {
             let keys = run::key::load(settings.private_key.as_ref(), settings.config.exit.key_file.as_deref())?;
@@ -73,16 +76,38 @@ pub fn complain(error: &RunError) -> ExitCode {
     ExitCode::from(error.exit_code())
 }
 
-/// Runs `nws name`, which needs neither configuration nor runtime.
-///
-/// # Errors
-///
-/// The name, key or relay is wrong, or nobody reads the answer.
-pub fn print_name(args: &NameArgs) -> Result<(), RunError> {
+/// Answers a command that only prints something, without a runtime and without a log; `None` for every other one.
+#[must_use]
+pub fn answer(cli: &Cli) -> Option<Result<(), RunError>> {
+    let failed = |what| move |source| RunError::System { what, source };
+    let answer = match &cli.command {
+        Command::Name(args) => name(args),
+        Command::Env(args) => env(cli, *args),
+        Command::Man(ManArgs { dir: None }) => generate::page().map_err(failed("cannot make the page")),
+        Command::Man(ManArgs { dir: Some(directory) }) => {
+            generate::pages(directory).map(|()| Vec::new()).map_err(failed("cannot write the pages"))
+        }
+        Command::Completions(args) => Ok(generate::completions(args.shell)),
+        _ => return None,
+    };
+    Some(answer.and_then(|text| io::stdout().write_all(&text).map_err(failed("cannot write the answer"))))
+}
+
+/// `nws name`, which needs no configuration.
+fn name(args: &NameArgs) -> Result<Vec<u8>, RunError> {
     let output = name::run(args).map_err(|error| RunError::Usage(error.to_string()))?;
     if let Some(warning) = output.warning {
         let _ = writeln!(io::stderr(), "nws: {warning}");
     }
-    writeln!(io::stdout(), "{}", output.stdout)
-        .map_err(|source| RunError::System { what: "cannot write the answer", source })
+    Ok(format!("{}\n", output.stdout).into_bytes())
+}
+
+/// `nws env`.
+fn env(cli: &Cli, args: EnvArgs) -> Result<Vec<u8>, RunError> {
+    let proxy = cli.settings(Sources::of_process())?.config.proxy;
+    let lines = environment::lines(args, &proxy)?;
+    if let Some(warning) = environment::warning(args, &proxy) {
+        let _ = writeln!(io::stderr(), "nws: {warning}");
+    }
+    Ok(lines.into_bytes())
 }
