@@ -7,7 +7,7 @@
 //! | 6 | [`cli`] | the command line |
 //! | 5 | [`config`], [`run`] | the layered configuration; one file per command that stays up |
 //! | 4 | [`proxy`], [`exit`] | listeners, SOCKS, HTTP, routing; services |
-//! | 3 | [`tunnel`], [`directory`] | sessions on relay links; streams as `AsyncRead + AsyncWrite`; exits announced and found |
+//! | 3 | [`tunnel`], [`directory`], [`dns`] | sessions on relay links; streams as `AsyncRead + AsyncWrite`; exits announced and found; addresses for names |
 //! | 2 | [`relay`], [`dial`] | one link, the set of links, NIP-11, the embedded server; from a name to a TCP connection |
 //! | 1 | [`stream`] | the engine without I/O and without a clock |
 //! | 1 | [`identity`] | a lasting key, proved to an exit |
@@ -19,6 +19,7 @@ pub mod config;
 pub mod destination;
 pub mod dial;
 pub mod directory;
+pub mod dns;
 pub mod envelope;
 pub mod error;
 pub mod exit;

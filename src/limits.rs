@@ -62,6 +62,8 @@ pub struct Limits {
     pub known_exits: usize,
     /// Most client connections of a proxy at once.
     pub proxy_connections: usize,
+    /// Most names that addresses of `dns.pool` stand for.
+    pub dns_names: usize,
     /// Most sessions of a proxy: each has a subscription on each of its relays.
     pub proxy_sessions: usize,
     /// A session key of a proxy takes new streams for so long.
@@ -114,6 +116,7 @@ impl Default for Limits {
             relays_per_name: 8,
             known_exits: 1_000,
             proxy_connections: 20_000,
+            dns_names: 10_000,
             proxy_sessions: 1_000,
             session_lifetime: Duration::from_secs(600),
             session_idle: Duration::from_secs(300),

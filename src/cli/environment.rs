@@ -84,7 +84,9 @@ pub fn warning(args: EnvArgs, config: &ProxyConfig) -> Option<&'static str> {
 fn address(config: &ProxyConfig) -> Result<Destination, RunError> {
     let Some(listen) = config.listen.iter().find(|address| address.port() != 0) else {
         let way_out = "set proxy.listen to an address with a port, or read the file of --info-file";
-        return Err(RunError::Usage(format!("the proxy takes a free port, which nobody can know before it runs; {way_out}")));
+        return Err(RunError::Usage(format!(
+            "the proxy takes a free port, which nobody can know before it runs; {way_out}"
+        )));
     };
     let host = match listen.host() {
         Host::Ip(IpAddr::V4(ip)) if ip.is_unspecified() => Host::Ip(Ipv4Addr::LOCALHOST.into()),

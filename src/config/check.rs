@@ -4,8 +4,11 @@
 use std::time::Duration;
 
 use bytesize::ByteSize;
+use ipnet::IpNet;
 
-use super::{Config, PublicConfig};
+use super::{Config, DnsConfig, ListenAddr, NameServer, PublicConfig};
+use crate::addresses::reserved;
+use crate::destination::Host;
 use crate::limits::Limits;
 
 /// Longest duration that is taken: timers add it to the clock, which overflows on what some would write for "never".
@@ -28,6 +31,12 @@ const ANNOUNCE_INTERVAL_MAX: Duration = Duration::from_secs(60 * 60);
 
 /// Longest text for people in an announcement, in characters: it is shown in a list.
 const TEXT_MAX: usize = 100;
+
+/// Shortest prefix of the range of addresses that stand for names.
+const POOL_PREFIX_MIN: u8 = 10;
+
+/// Longest one: it leaves six addresses.
+const POOL_PREFIX_MAX: u8 = 29;
 
 /// Something impossible.
 #[derive(Debug, PartialEq, Eq)]
@@ -64,6 +73,7 @@ pub(super) fn check(config: &Config) -> Result<(), Finding> {
         return Err(finding(&["relay.max_message"], reason));
     }
     public(&config.exit.public)?;
+    dns(&config.dns)?;
     limits(&config.limits)
 }
 
@@ -80,6 +90,29 @@ fn public(public: &PublicConfig) -> Result<(), Finding> {
         if text.as_ref().is_some_and(wrong) {
             return Err(finding(&[key], format!("must be one line of at most {TEXT_MAX} characters")));
         }
+    }
+    Ok(())
+}
+
+/// The checks of `[dns]`.
+fn dns(dns: &DnsConfig) -> Result<(), Finding> {
+    let net = dns.pool;
+    let is_reserved = reserved(net.network().into()).is_some_and(|range| range.net.contains(&IpNet::V4(net)));
+    if !is_reserved || net.network().is_loopback() {
+        let reason = "covers addresses of the internet or of this machine, which nobody could reach any more; take a part \
+                      of a private range";
+        return Err(finding(&["dns.pool"], reason));
+    }
+    if net.prefix_len() < POOL_PREFIX_MIN || net.prefix_len() > POOL_PREFIX_MAX {
+        let reason = format!("must be between a /{POOL_PREFIX_MAX} and a /{POOL_PREFIX_MIN}");
+        return Err(finding(&["dns.pool"], reason));
+    }
+    let itself = |server: &NameServer| {
+        let same = |listen: &ListenAddr| *listen.host() == Host::Ip(server.0.ip()) && listen.port() == server.0.port();
+        dns.listen.iter().any(same)
+    };
+    if dns.forward.iter().any(itself) {
+        return Err(finding(&["dns.forward", "dns.listen"], "passes questions on to itself (dns.listen)"));
     }
     Ok(())
 }
@@ -110,6 +143,7 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         relays_per_name,
         known_exits,
         proxy_connections,
+        dns_names,
         proxy_sessions,
         session_lifetime,
         session_idle,
@@ -155,6 +189,7 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         ("limits.relays_per_name", *relays_per_name as u64),
         ("limits.known_exits", *known_exits as u64),
         ("limits.proxy_connections", *proxy_connections as u64),
+        ("limits.dns_names", *dns_names as u64),
         ("limits.proxy_sessions", *proxy_sessions as u64),
     ] {
         at_least_one(key, count)?;
@@ -206,7 +241,9 @@ mod tests {
 
     #[test]
     fn values_at_their_bounds_are_possible() {
-        let changes: [Change; 10] = [
+        let changes: [Change; 12] = [
+            |c| c.dns.pool = "100.64.0.0/10".parse().unwrap(),
+            |c| c.dns.pool = "10.0.0.0/29".parse().unwrap(),
             |c| c.limits.window_initial = WINDOW_MIN,
             |c| c.limits.window_initial = c.limits.window_max,
             |c| c.limits.drain_timeout = Duration::ZERO,
@@ -227,7 +264,15 @@ mod tests {
 
     #[test]
     fn impossible_values_name_their_key() {
-        let changes: [(&str, Change); 18] = [
+        let changes: [(&str, Change); 23] = [
+            ("dns.pool", |c| c.dns.pool = "9.9.9.0/24".parse().unwrap()),
+            ("dns.pool", |c| c.dns.pool = "127.1.0.0/16".parse().unwrap()),
+            ("dns.pool", |c| c.dns.pool = "10.0.0.0/9".parse().unwrap()),
+            ("dns.pool", |c| c.dns.pool = "10.0.0.0/30".parse().unwrap()),
+            ("dns.forward", |c| {
+                c.dns.listen = vec!["127.0.0.1:53".parse().unwrap()];
+                c.dns.forward = vec!["127.0.0.1".parse().unwrap()];
+            }),
             ("proxy.listen", |c| c.proxy.listen.clear()),
             ("proxy.identity", |c| c.proxy.identity = Some("me.key".into())),
             ("proxy.identity_for", |c| {

@@ -6,6 +6,7 @@
 
 mod address;
 mod check;
+mod dns;
 mod dropin;
 mod error;
 mod logging;
@@ -25,6 +26,7 @@ use crate::proxy::Optimistic;
 use crate::proxy::exits::{ExitName, Exits, Rule as ProxyRule};
 
 pub use self::address::{ListenAddr, Target};
+pub use self::dns::{DnsConfig, NameServer, TransparentConfig};
 pub use self::dropin::DropIn;
 pub use self::error::{ConfigError, Origin, ValueError};
 pub use self::logging::{LogConfig, LogFilter, LogFormat};
@@ -45,6 +47,10 @@ pub struct Config {
     pub exit: ExitConfig,
     /// The embedded relay: `nws relay`.
     pub relay: RelayConfig,
+    /// Addresses for `.nostr` names, for programs that know no proxy.
+    pub dns: DnsConfig,
+    /// The connections to these addresses.
+    pub transparent: TransparentConfig,
     /// Times, sizes and counts that bound what proxy and exit do.
     pub limits: Limits,
     /// What is logged.

@@ -17,7 +17,9 @@ use super::connect::Isolation;
 use super::http;
 use super::open::Route;
 use super::socks;
+use super::transparent;
 use crate::Error;
+use crate::dns::Book;
 use crate::limits::Limits;
 use crate::tunnel::socket::Socket;
 
@@ -32,6 +34,7 @@ pub struct Listener {
     socket: TcpListener,
     address: SocketAddr,
     slots: Option<Arc<Semaphore>>,
+    redirected: Option<Arc<Book>>,
 }
 
 /// What every connection of a listener needs.
@@ -46,6 +49,8 @@ pub(super) struct Front<S> {
     pub(super) pools: http::Pools<S>,
     /// The address that clients came to.
     pub(super) listener: SocketAddr,
+    /// The names of addresses, where connections are redirected ones.
+    redirected: Option<Arc<Book>>,
 }
 
 impl<S> Front<S> {
@@ -76,7 +81,7 @@ impl Listener {
         if !address.ip().is_loopback() {
             warn!(%address, "this address is not a loopback address: whoever reaches it may use the proxy");
         }
-        Ok(Self { socket, address, slots: None })
+        Ok(Self { socket, address, slots: None, redirected: None })
     }
 
     /// The address actually bound.
@@ -93,6 +98,13 @@ impl Listener {
         self
     }
 
+    /// Takes clients for redirected connections to addresses of this book, which speak neither SOCKS5 nor HTTP to us.
+    #[must_use]
+    pub fn redirected(mut self, book: Arc<Book>) -> Self {
+        self.redirected = Some(book);
+        self
+    }
+
     /// Serves clients until `cancel`. Every connection is a task of `tracker`; those with an open stream go on after
     /// `cancel`, until the caller's patience ends.
     pub async fn serve<S: Route>(self, route: S, limits: Arc<Limits>, cancel: CancellationToken, tracker: TaskTracker) {
@@ -100,7 +112,8 @@ impl Listener {
             .slots
             .unwrap_or_else(|| Arc::new(Semaphore::new(limits.proxy_connections.clamp(1, Semaphore::MAX_PERMITS))));
         let pools = http::Pools::new(route.clone(), limits.open_timeout, limits.session_lifetime);
-        let front = Arc::new(Front { route, limits, cancel: cancel.clone(), pools, listener: self.address });
+        let (listener, redirected) = (self.address, self.redirected);
+        let front = Arc::new(Front { route, limits, cancel: cancel.clone(), pools, listener, redirected });
         let accept = async {
             let mut backoff = BACKOFF_MIN;
             loop {
@@ -135,7 +148,10 @@ fn is_the_clients_fault(error: &io::Error) -> bool {
 }
 
 /// One client from its first byte to its last.
-async fn serve_client<S: Route>(client: Socket, front: Arc<Front<S>>, slot: OwnedSemaphorePermit) {
+async fn serve_client<S: Route>(client: Socket, front: Arc<Front<S>>, _slot: OwnedSemaphorePermit) {
+    if let Some(book) = &front.redirected {
+        return transparent::serve(client, &front, book).await;
+    }
     let deadline = Instant::now() + front.limits.handshake_timeout;
     let first = tokio::select! {
         first = timeout_at(deadline, client.first_byte()) => first,
@@ -155,5 +171,4 @@ async fn serve_client<S: Route>(client: Socket, front: Arc<Front<S>>, slot: Owne
         Ok(Err(error)) => debug!(%error, "client left without a word"),
         Err(_) => debug!("client said nothing in time"),
     }
-    drop(slot);
 }

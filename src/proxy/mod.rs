@@ -9,6 +9,7 @@ mod open;
 mod page;
 mod route;
 mod socks;
+mod transparent;
 
 pub use choose::Chooser;
 pub use listener::Listener;

@@ -20,6 +20,12 @@ pub struct Info {
     pub pid: u32,
     /// The addresses that are really bound, with the port that was chosen for port 0.
     pub listen: Vec<SocketAddr>,
+    /// Where a proxy answers questions for addresses.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dns: Vec<SocketAddr>,
+    /// Where a proxy takes redirected connections.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub transparent: Vec<SocketAddr>,
     /// The exit's `.nostr` name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
@@ -43,7 +49,15 @@ impl Info {
     /// The information of this process, listening on these addresses.
     #[must_use]
     pub fn new(listen: Vec<SocketAddr>) -> Self {
-        Self { pid: std::process::id(), listen, name: None, npub: None, relays: None }
+        Self {
+            pid: std::process::id(),
+            listen,
+            dns: Vec::new(),
+            transparent: Vec::new(),
+            name: None,
+            npub: None,
+            relays: None,
+        }
     }
 
     /// Writes the file under a passing name beside its place, then renames it.

@@ -108,7 +108,7 @@ pub fn load(private_key: Option<&PrivateKey>, file: Option<&Path>) -> Result<Key
         (None, Some(path)) => read_or_make(path),
         (None, None) => match credential(std::env::var_os(CREDENTIALS_DIRECTORY)) {
             Some(path) => read(&path),
-            None => read_or_make(&default_path(std::env::var_os("STATE_DIRECTORY"))?),
+            None => read_or_make(&state_file(FILE_NAME).ok_or(KeyError::NoHome)?),
         },
     }
 }
@@ -138,14 +138,18 @@ fn forbidden_mode(path: &Path, credentials: Option<OsString>) -> u32 {
     if is_credential { FORBIDDEN_MODE_OF_CREDENTIAL } else { FORBIDDEN_MODE }
 }
 
-/// Where the key lies if nothing says otherwise: in the state directory that systemd made, or in the user's.
-fn default_path(state_directory: Option<OsString>) -> Result<PathBuf, KeyError> {
+/// Where what lasts lies if nothing says otherwise: in the state directory that systemd made, or in the user's.
+pub(super) fn state_file(name: &str) -> Option<PathBuf> {
+    path_in(std::env::var_os("STATE_DIRECTORY"), name)
+}
+
+fn path_in(state_directory: Option<OsString>, name: &str) -> Option<PathBuf> {
     // systemd.exec(5): several directories are separated by colons.
     if let Some(first) = state_directory.iter().flat_map(std::env::split_paths).find(|path| path.is_absolute()) {
-        return Ok(first.join(FILE_NAME));
+        return Some(first.join(name));
     }
-    let base = etcetera::choose_base_strategy().map_err(|_| KeyError::NoHome)?;
-    Ok(base.state_dir().unwrap_or_else(|| base.data_dir()).join("nws").join(FILE_NAME))
+    let base = etcetera::choose_base_strategy().ok()?;
+    Some(base.state_dir().unwrap_or_else(|| base.data_dir()).join("nws").join(name))
 }
 
 /// Reads a secret key, in hex or bech32.
@@ -239,10 +243,10 @@ mod tests {
 
     #[test]
     fn the_state_directory_of_a_service_comes_before_that_of_a_user() {
-        assert_eq!(default_path(Some("/var/lib/nws:/var/lib/b".into())).unwrap(), Path::new("/var/lib/nws/exit.key"));
+        let path = path_in(Some("/var/lib/nws:/var/lib/b".into()), FILE_NAME);
+        assert_eq!(path.unwrap(), Path::new("/var/lib/nws/exit.key"));
         for unset in [None, Some("".into())] {
-            let path = default_path(unset);
-            assert!(path.is_err() || path.is_ok_and(|path| path.ends_with("nws/exit.key")));
+            assert!(path_in(unset, FILE_NAME).is_none_or(|path| path.ends_with("nws/exit.key")));
         }
     }
 

@@ -8,6 +8,7 @@ pub mod info;
 pub mod key;
 pub mod log;
 pub mod manager;
+mod names;
 pub mod proxy;
 pub mod relay;
 pub mod reload;

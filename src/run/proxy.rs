@@ -8,6 +8,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::info::Info;
+use super::names::Names;
 use super::shutdown::Shutdown;
 use super::sockets::Inherited;
 use super::{RunError, key, manager, reload};
@@ -40,7 +41,9 @@ pub async fn run(
     manager::starting("Looking for a relay");
     let limits = Arc::new(config.limits.clone());
     let slots = Arc::new(Semaphore::new(limits.proxy_connections.min(Semaphore::MAX_PERMITS)));
-    let listeners = listeners(&config.proxy, inherited.clients).await?;
+    let mut inherited = inherited;
+    let listeners = listeners(&config.proxy, std::mem::take(&mut inherited.clients)).await?;
+    let mut names = Names::bind(&config, inherited).await?;
     let identity = identity(&config.proxy)?;
     let tunnel = Tunnel::new(config.relays.clone(), Arc::clone(&limits)).with_identity(identity);
     let tunnel = Arc::new(tunnel);
@@ -49,7 +52,14 @@ pub async fn run(
         .isolating_destinations(config.proxy.isolate_destinations)
         .with_plan(plan.clone());
     let addresses: Vec<_> = listeners.iter().map(Listener::local_addr).collect();
-    for listener in listeners {
+    let mut info = Info::new(addresses.clone());
+    let redirected = std::mem::take(&mut names.transparent);
+    info.transparent = redirected.iter().map(Listener::local_addr).collect();
+    info.dns.clone_from(&names.dns);
+    for address in &info.transparent {
+        tracing::info!(%address, "the proxy listens (redirected connections)");
+    }
+    for listener in listeners.into_iter().chain(redirected) {
         let (token, tracker) = (shutdown.token().clone(), shutdown.tracker().clone());
         let listener = listener.with_slots(Arc::clone(&slots));
         tokio::spawn(listener.serve(router.clone(), Arc::clone(&limits), token, tracker));
@@ -57,7 +67,8 @@ pub async fn run(
     for address in &addresses {
         tracing::info!(%address, "the proxy listens (SOCKS5 and HTTP)");
     }
-    let _info = Info::new(addresses.clone()).write_if(config.proxy.info_file.as_deref())?;
+    let answering = tokio::spawn(names.serve(shutdown.token().clone()));
+    let _info = info.write_if(config.proxy.info_file.as_deref())?;
     let reloading = reload::follow(hangups, reread, config.clone(), FOREIGN, {
         let (tunnel, limits, relays) = (Arc::clone(&tunnel), Arc::clone(&limits), config.relays.clone());
         let mut plan = plan;
@@ -83,6 +94,9 @@ pub async fn run(
     shutdown.requested().await;
     shutdown.drain().await;
     tunnel.close().await;
+    if let Err(error) = answering.await {
+        tracing::error!(%error, "the resolver has broken down");
+    }
     Ok(())
 }
 

@@ -2,7 +2,7 @@
 //! the code around it watches for a reset, or decides that the connection ends with one. Knows no protocol.
 
 use std::io;
-use std::net::Shutdown;
+use std::net::{Shutdown, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -36,6 +36,26 @@ impl Socket {
         let _ = stream.set_nodelay(true);
         let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
         Self(Arc::new(stream))
+    }
+
+    /// The address that this end of the connection has.
+    pub(crate) fn local_address(&self) -> io::Result<SocketAddr> {
+        self.0.local_addr()
+    }
+
+    /// Where the client wanted to connect to, before the system redirected it here.
+    #[cfg(target_os = "linux")]
+    pub(crate) fn original_destination(&self) -> io::Result<SocketAddr> {
+        let socket = SockRef::from(&*self.0);
+        let original =
+            if self.0.local_addr()?.is_ipv4() { socket.original_dst_v4() } else { socket.original_dst_v6() }?;
+        original.as_socket().ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
+    }
+
+    /// Where the client wanted to connect to, which only Linux tells.
+    #[cfg(not(target_os = "linux"))]
+    pub(crate) fn original_destination(&self) -> io::Result<SocketAddr> {
+        Err(io::Error::from(io::ErrorKind::Unsupported))
     }
 
     /// The first byte, left in place; `None` when the client closed without one.
