@@ -56,11 +56,15 @@ impl LogFilter {
     pub fn to_env_filter(&self) -> EnvFilter {
         // It parsed when it was made; were that ever untrue, the default is better than no log.
         let filter = EnvFilter::try_new(&self.0).unwrap_or_else(|_| EnvFilter::new("info"));
-        // The relay library calls every client that vanishes an error; who wants to hear of it names the library.
-        match "nostr_relay_builder=off".parse() {
-            Ok(quiet) if !self.0.contains("nostr_relay_builder") => filter.add_directive(quiet),
-            _ => filter,
-        }
+        // The relay library calls every client that vanishes an error, and that of the resolver tells at info which names are
+        // asked for. Who wants to hear of it names the library.
+        [("nostr_relay_builder", "nostr_relay_builder=off"), ("hickory", "hickory_server=warn")].into_iter().fold(
+            filter,
+            |filter, (library, quieter)| match quieter.parse() {
+                Ok(directive) if !self.0.contains(library) => filter.add_directive(directive),
+                _ => filter,
+            },
+        )
     }
 }
 
