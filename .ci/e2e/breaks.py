@@ -2,13 +2,14 @@
 
 import hashlib
 import os
+import signal
 import time
 
 import clients
 from backends import MIB
 from checks import BIG, check, small_request
 from clients import FORWARD, SOCKS
-from processes import wait_until
+from processes import Nws, wait_until
 
 
 @check(120)
@@ -98,3 +99,37 @@ def client_killed(world):
         assert how != "complete", "the server takes the torn upload for a whole one"
         seen.append(f"{way[0]}: {how} after {time.monotonic() - killed:.2f} s")
     return "; ".join(seen)
+
+
+@check(120)
+def reload_under_load(world):
+    """SIGHUP to all in the middle of 64 MiB and of a row of small requests, with other rules each time: nothing is lost"""
+    config, out = world.path("reload.toml"), world.path("reloaded")
+
+    def rules(number):
+        with open(config, "w") as file:
+            file.write("".join(f'[[proxy.rule]]\nto = "{index}.example"\nvia = "reject"\n' for index in range(number)))
+
+    rules(1)
+    proxy = Nws(world, "reloaded", ["proxy", "--listen", "127.0.0.1:0", "--config", config])
+    start = time.monotonic()
+    child = clients.start_curl(SOCKS, proxy.address, f"{world.name}/bytes/{BIG}/1", "-f", "-o", out)
+    wait_until(lambda: clients.size_of(out) >= MIB, 30, "the first MiB")
+    reloads = 0
+    while reloads < 10 or child.poll() is None:
+        reloads += 1
+        rules(1 + reloads % 5)
+        for process in (proxy, world.exit, *([world.relay.process] if world.relay_kind == "embedded" else [])):
+            process.signal(signal.SIGHUP)
+        small_request(world, proxy.address)
+        assert reloads < 500, "the download does not end"
+    outcome = clients.finish(child, start, 60)
+    assert outcome.code == 0, str(outcome)
+    expected = hashlib.sha256(world.backends.body(BIG, 1)).hexdigest()
+    assert clients.sha256(out) == expected, "other bytes than the server's"
+    with open(proxy.log, errors="replace") as log:
+        heard = log.read().count("was read again")
+    assert heard, "the proxy has not read its configuration again"
+    proxy.signal()
+    assert proxy.wait(12) == 0
+    return f"{reloads} reloads, {heard} heard by the proxy, {outcome.seconds:.1f} s"
