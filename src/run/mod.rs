@@ -8,7 +8,7 @@ pub mod info;
 pub mod key;
 pub mod log;
 pub mod manager;
-mod names;
+mod system_wide;
 pub mod proxy;
 pub mod relay;
 pub mod reload;

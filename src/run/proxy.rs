@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::info::Info;
-use super::names::Names;
+use super::system_wide::Names;
 use super::shutdown::Shutdown;
 use super::sockets::Inherited;
 use super::{RunError, key, manager, reload};
