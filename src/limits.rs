@@ -35,6 +35,8 @@ pub struct Limits {
     pub window_initial: ByteSize,
     /// Receive window that a stream may grow to: the most memory that one stream's reader can make us hold.
     pub window_max: ByteSize,
+    /// Most bytes that all streams together hold, before new ones are refused and those that hold their share wait.
+    pub streams_memory: ByteSize,
     /// Most bytes under way on one relay for one session; relays drop silently what a reader lags behind.
     pub path_window_max: ByteSize,
     /// Most events under way on one relay for one session (the embedded relay drops from 1,024 on).
@@ -101,6 +103,7 @@ impl Default for Limits {
             drain_timeout: Duration::from_secs(10),
             window_initial: ByteSize::mib(1),
             window_max: ByteSize::mib(16),
+            streams_memory: ByteSize::mib(256),
             path_window_max: ByteSize::mib(16),
             path_events_max: 512,
             session_streams: 20_000,

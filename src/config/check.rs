@@ -96,6 +96,7 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         drain_timeout,
         window_initial,
         window_max,
+        streams_memory,
         path_window_max,
         path_events_max,
         session_streams,
@@ -172,6 +173,7 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
             format!("limits.window_initial ({window_initial}) is above limits.window_max ({window_max})"),
         ));
     }
+    at_least("limits.streams_memory", *streams_memory, WINDOW_MIN, "or hardly a stream could be served")?;
     at_least("limits.path_window_max", *path_window_max, WINDOW_MIN, "or no event would ever be under way")?;
     at_least("limits.event_max", *event_max, EVENT_MIN, "the smallest that a message fits into")
 }

@@ -93,6 +93,8 @@ pub struct Tunnel {
     identity: Option<Identity>,
     sessions: Mutex<HashMap<SessionId, Client>>,
     memory: Arc<Memory>,
+    /// Those of every session, with one account of memory.
+    settings: Settings,
     end: CancellationToken,
     drivers: TaskTracker,
 }
@@ -109,6 +111,7 @@ impl Tunnel {
     pub fn new(relays: Vec<RelayUrl>, limits: Arc<Limits>) -> Self {
         Self {
             links: Links::new(Arc::clone(&limits)),
+            settings: Settings::from(&*limits),
             limits,
             relays,
             identity: None,
@@ -315,7 +318,7 @@ impl Tunnel {
             Error::new(ErrorKind::HostUnreachable, format!("the name's key is not usable: {error}"))
         })?;
         let tongue = self.memory.recall(&id.exit);
-        let shared = Arc::new(Shared::new(Side::Proxy, Settings::from(&*self.limits), tongue));
+        let shared = Arc::new(Shared::new(Side::Proxy, self.settings.clone(), tongue));
         let (arrivals_tx, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let (notices_tx, notices) = mpsc::unbounded_channel();
         let wanted = Wanted::Messages { recipient: keys.public_key().to_hex(), author: Some(id.exit.to_hex()) };
@@ -362,6 +365,7 @@ fn begin(
     let taken = {
         let mut engine = shared.engine();
         engine.check()?;
+        engine.session.has_room_for_one_more()?;
         engine.session.open_held(Instant::now(), key, host.clone(), port, hold.unwrap_or_default());
         if let Some(proof) = proof {
             engine.session.authorize(key, proof);

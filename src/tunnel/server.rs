@@ -197,6 +197,7 @@ impl Acceptor {
             keys,
             links: links.clone(),
             attachments,
+            settings: Settings::from(&*limits),
             limits,
             sessions: HashMap::new(),
             door: Door { offers: offers_tx, exit, replays, gate },
@@ -287,6 +288,8 @@ struct Dispatcher {
     /// What holds the subscriptions; sessions attach beside it to publish.
     attachments: HashMap<u32, Attachment>,
     limits: Arc<Limits>,
+    /// Those of every session, with one account of memory.
+    settings: Settings,
     sessions: HashMap<PublicKey, Peer>,
     door: Door,
     strangers: (Instant, u32),
@@ -376,7 +379,7 @@ impl Dispatcher {
             let resets: Vec<Message> = messages.iter().map(|message| Message::reset(message.key, &error)).collect();
             return self.say(path, &conversation, &resets);
         }
-        let shared = Arc::new(Shared::new(Side::Exit, Settings::from(&*self.limits), Tongue::Unknown));
+        let shared = Arc::new(Shared::new(Side::Exit, self.settings.clone(), Tongue::Unknown));
         let door = self.door.of_another();
         let (messages, refused) = admit(&door, &shared, &event, messages);
         if !messages.iter().any(|message| message.kind == Type::Connect) && !refused.is_empty() {
