@@ -446,7 +446,10 @@ fn readers_that_stand_still_take_no_memory_that_others_need() {
         assert!(end.most_held > 2 * 1024 * 1024, "memory is there to be used: {}", end.most_held);
         assert!(end.most_held <= bound, "{}", end.most_held);
     }
-    assert_eq!(world.ends[EXIT].session.has_room_for_one_more().map_err(|error| error.kind()), Err(ErrorKind::Overloaded));
+    assert_eq!(
+        world.ends[EXIT].session.has_room_for_one_more().map_err(|error| error.kind()),
+        Err(ErrorKind::Overloaded)
+    );
     let refused = world.open(b"go".to_vec());
     assert!(world.run(Duration::from_secs(5), |world| world.ends[PROXY].failed.contains_key(&refused)));
     assert_eq!(world.ends[PROXY].failed[&refused], ErrorKind::Overloaded);

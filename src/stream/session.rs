@@ -286,7 +286,10 @@ impl Session {
             stream.account();
             let memory = stream.holding.account();
             let ceiling = memory.is_scarce().then(|| memory.share());
-            if matches!(stream.phase, Phase::Open) && stream.recv.give_credit(now, round_trip, ceiling) && !stream.is_old() {
+            if matches!(stream.phase, Phase::Open)
+                && stream.recv.give_credit(now, round_trip, ceiling)
+                && !stream.is_old()
+            {
                 self.owe_ack_now(now, key);
             }
             return Ok(Some(taken));

@@ -18,6 +18,7 @@ pub struct Refusals {
     of_peer: AtomicU64,
     of_all: AtomicU64,
     of_strangers: AtomicU64,
+    of_queues: AtomicU64,
 }
 
 impl Refusals {
@@ -37,6 +38,12 @@ impl Refusals {
     #[must_use]
     pub fn of_strangers(&self) -> u64 {
         self.of_strangers.load(Ordering::Relaxed)
+    }
+
+    /// Events of peers that send more at once than their session takes in; they are dropped as a relay drops them.
+    #[must_use]
+    pub fn of_queues(&self) -> u64 {
+        self.of_queues.load(Ordering::Relaxed)
     }
 }
 
@@ -118,6 +125,11 @@ impl Gate {
             count(&self.common.refusals.of_strangers, "limits.exit_strangers_per_second");
         }
         looks
+    }
+
+    /// An event was dropped because its session had too many to take in.
+    pub(super) fn note_full_queue(&self) {
+        count(&self.common.refusals.of_queues, "events of one peer that wait");
     }
 
     pub(super) fn refusals(&self) -> Arc<Refusals> {

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::FuturesOrdered;
 use nostr::{Keys, PublicKey, RelayUrl};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -28,6 +29,10 @@ use crate::stream::{Incoming, PathId, Settings, Side, Tongue};
 
 /// Answers to peers that are not known, in a second at most: each costs a key derivation and a signature.
 const STRANGERS_PER_SECOND: u32 = 100;
+
+/// Events of one peer that wait for its session at most. A peer that goes by its own limits has no more under way on a
+/// relay (`limits.path_events_max`), so its events are only dropped here if it does not.
+const PEER_ARRIVALS_MAX: usize = 512;
 
 /// Where a session announces the streams that its peer opens.
 #[derive(Clone)]
@@ -319,7 +324,7 @@ impl Dispatcher {
                     });
                 }
                 Some(gone) = ended.recv() => self.forget(&gone),
-                Some(arrival) = arrivals.recv() => self.dispatch(arrival).await,
+                Some(arrival) = arrivals.recv() => self.dispatch(arrival),
             }
         }
     }
@@ -331,13 +336,18 @@ impl Dispatcher {
         }
     }
 
-    async fn dispatch(&mut self, arrival: Arrival) {
+    fn dispatch(&mut self, arrival: Arrival) {
         let author = arrival.event.author;
         if let Some(peer) = self.sessions.get(&author) {
-            // The channel closes when the session ends, so a failure means to start over.
-            if let Err(mpsc::error::SendError(arrival)) = peer.arrivals.send(arrival).await {
-                self.sessions.remove(&author);
-                self.meet(arrival);
+            match peer.arrivals.try_send(arrival) {
+                Ok(()) => {}
+                // Nobody waits for one who sends too much.
+                Err(TrySendError::Full(_)) => self.door.gate.note_full_queue(),
+                // The channel closes when the session ends: start over.
+                Err(TrySendError::Closed(arrival)) => {
+                    self.sessions.remove(&author);
+                    self.meet(arrival);
+                }
             }
         } else {
             self.meet(arrival);
@@ -404,7 +414,7 @@ impl Dispatcher {
         messages: Vec<Message>,
     ) {
         let peer = conversation.peer();
-        let (arrivals_tx, arrivals) = mpsc::channel(ARRIVALS_MAX);
+        let (arrivals_tx, arrivals) = mpsc::channel(PEER_ARRIVALS_MAX);
         let (notices_tx, notices) = mpsc::unbounded_channel();
         let attachments =
             self.links.iter().map(|link| (link.id(), link.attach(self.keys.clone(), notices_tx.clone(), None)));

@@ -110,7 +110,10 @@ impl Session {
     pub fn has_room_for_one_more(&self) -> Result<(), Error> {
         let Settings { streams_max, memory, .. } = &self.settings;
         if self.streams.len() >= *streams_max {
-            return Err(Error::new(ErrorKind::Overloaded, format!("this session has {streams_max} streams open already")));
+            return Err(Error::new(
+                ErrorKind::Overloaded,
+                format!("this session has {streams_max} streams open already"),
+            ));
         }
         if memory.is_full() {
             memory.note_refused();
