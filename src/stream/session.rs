@@ -346,6 +346,16 @@ impl Session {
             && self.opening_queue.is_empty())
     }
 
+    /// Whether streams have at least so many bytes to send.
+    #[must_use]
+    pub fn has_waiting(&self, bytes: usize) -> bool {
+        let mut waiting = 0;
+        self.data_queue.iter().filter_map(|key| self.streams.get(key)).any(|stream| {
+            waiting += stream.send.next_len();
+            waiting >= bytes
+        })
+    }
+
     /// Whether a stream is here, or was until lately.
     #[must_use]
     pub fn knows(&self, key: Uuid) -> bool {

@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::compartment::Compartment;
 use super::driver::{ARRIVALS_MAX, Driver, OPENINGS_MIN, Recent, Sent, subscribe_all, unix_now};
 use super::memory::Memory;
+use super::moderation::Moderation;
 use super::shared::Shared;
 use super::stream::TunnelStream;
 use crate::destination::Destination;
@@ -340,6 +341,7 @@ impl Tunnel {
             openings: HashMap::new(),
             sent: Sent::default(),
             sealing: FuturesOrdered::new(),
+            moderation: Moderation::default(),
         };
         self.drivers.spawn(driver.run(self.end.clone()));
         Ok(Client {

@@ -15,6 +15,7 @@ use tokio_util::task::TaskTracker;
 
 use super::driver::{ARRIVALS_MAX, Driver, OPENINGS_MIN, Recent, Sent, admit, subscribe_all, unix_now};
 use super::gate::{Gate, Refusals};
+use super::moderation::Moderation;
 use super::pace::{Pace, Paced};
 use super::replay::ReplayGuard;
 use super::shared::Shared;
@@ -437,6 +438,7 @@ impl Dispatcher {
             openings: HashMap::new(),
             sent: Sent::default(),
             sealing: FuturesOrdered::new(),
+            moderation: Moderation::default(),
         };
         tracing::debug!(sessions = self.sessions.len() + 1, "a new client");
         let (end, ended) = (self.end.clone(), self.ended.clone());
