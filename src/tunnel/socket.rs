@@ -85,7 +85,8 @@ impl Socket {
             return;
         }
         let drain = async {
-            let mut chunk = [0; 4096];
+            // Not in the future itself, which is part of every connection, open ones too.
+            let mut chunk = vec![0; 4096];
             let mut seen = 0;
             while seen < LINGER_BYTES && self.0.readable().await.is_ok() {
                 match self.0.try_read(&mut chunk) {
