@@ -77,6 +77,8 @@ pub struct Limits {
     pub message_age: Duration,
     /// Largest event for a relay that does not say its limit (NIP-11).
     pub event_max: ByteSize,
+    /// Most bytes to and from each relay in an hour, so that one can be a good guest; 0 is no limit.
+    pub relay_bytes_per_hour: ByteSize,
     /// Longest time for a relay's DNS, TCP, TLS and websocket handshakes together.
     #[serde(with = "humantime_serde")]
     pub relay_connect_timeout: Duration,
@@ -122,6 +124,7 @@ impl Default for Limits {
             session_idle: Duration::from_secs(300),
             message_age: Duration::from_secs(300),
             event_max: ByteSize::b(65_536),
+            relay_bytes_per_hour: ByteSize::b(0),
             relay_connect_timeout: Duration::from_secs(10),
             relay_ping_after: Duration::from_secs(20),
             relay_ping_timeout: Duration::from_secs(10),

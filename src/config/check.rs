@@ -17,6 +17,9 @@ const WINDOW_MIN: ByteSize = ByteSize::kib(64);
 /// Smallest limit of an event: a `CONNECT` alone takes a kilobyte after encryption and base64.
 const EVENT_MIN: ByteSize = ByteSize::kib(4);
 
+/// Smallest budget of a relay for an hour: below it not even a page would pass at once.
+const BUDGET_MIN: ByteSize = ByteSize::mib(16);
+
 /// Largest message that the embedded relay can be told to take: the websocket library beneath ends there.
 const MESSAGE_MAX: ByteSize = ByteSize::mib(16);
 
@@ -116,6 +119,7 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         session_idle,
         message_age,
         event_max,
+        relay_bytes_per_hour,
         relay_connect_timeout,
         relay_ping_after,
         relay_ping_timeout,
@@ -174,6 +178,9 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         ));
     }
     at_least("limits.streams_memory", *streams_memory, WINDOW_MIN, "or hardly a stream could be served")?;
+    if relay_bytes_per_hour.as_u64() > 0 {
+        at_least("limits.relay_bytes_per_hour", *relay_bytes_per_hour, BUDGET_MIN, "or 0 for no limit")?;
+    }
     at_least("limits.path_window_max", *path_window_max, WINDOW_MIN, "or no event would ever be under way")?;
     at_least("limits.event_max", *event_max, EVENT_MIN, "the smallest that a message fits into")
 }

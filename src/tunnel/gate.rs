@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytesize::ByteSize;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 
-use super::pace::Pace;
+use super::pace;
 use crate::error::{Error, ErrorKind};
 use crate::limits::Limits;
+use crate::pace::Pace;
 
 /// What was refused by a rate, counted since the start.
 #[derive(Debug, Default)]
@@ -95,7 +96,7 @@ impl Gate {
     }
 
     fn under(common: Arc<Common>) -> Self {
-        let pace = Arc::new(Pace::new(common.bytes_of_peer));
+        let pace = Arc::new(pace::of_peer(common.bytes_of_peer));
         Self { own: Arc::new(limiter(common.of_peer)), pace, common }
     }
 

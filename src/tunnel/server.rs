@@ -16,7 +16,7 @@ use tokio_util::task::TaskTracker;
 use super::driver::{ARRIVALS_MAX, Driver, OPENINGS_MIN, Recent, Sent, admit, subscribe_all, unix_now};
 use super::gate::{Gate, Refusals};
 use super::moderation::Moderation;
-use super::pace::{Pace, Paced};
+use super::pace::Paced;
 use super::replay::ReplayGuard;
 use super::shared::Shared;
 use super::stream::TunnelStream;
@@ -25,6 +25,7 @@ use crate::error::{Error, ErrorKind};
 use crate::identity;
 use crate::limits::Limits;
 use crate::message::{Message, Type};
+use crate::pace::Pace;
 use crate::relay::{Arrival, Attachment, Link, Links, Notice, Subscription, Wanted};
 use crate::stream::{Incoming, PathId, Settings, Side, Tongue};
 
