@@ -64,6 +64,14 @@ pub struct Limits {
     pub known_exits: usize,
     /// Most client connections of a proxy at once.
     pub proxy_connections: usize,
+    /// Most open streams of one client of a proxy; a client is an address, so all programs behind loopback are one.
+    pub client_streams: usize,
+    /// Most new streams of one client of a proxy in a second, and at once.
+    pub client_streams_per_second: u32,
+    /// Most bytes of one client that a proxy passes on in a second, both directions together; 0 is no limit.
+    pub client_bytes_per_second: ByteSize,
+    /// Most new streams of all clients of a proxy in a second, and at once.
+    pub proxy_streams_per_second: u32,
     /// Most sessions of a proxy: each has a subscription on each of its relays.
     pub proxy_sessions: usize,
     /// A session key of a proxy takes new streams for so long.
@@ -119,6 +127,10 @@ impl Default for Limits {
             relays_per_name: 8,
             known_exits: 1_000,
             proxy_connections: 20_000,
+            client_streams: 20_000,
+            client_streams_per_second: 2_000,
+            client_bytes_per_second: ByteSize::b(0),
+            proxy_streams_per_second: 5_000,
             proxy_sessions: 1_000,
             session_lifetime: Duration::from_secs(600),
             session_idle: Duration::from_secs(300),

@@ -114,6 +114,10 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         relays_per_name,
         known_exits,
         proxy_connections,
+        client_streams,
+        client_streams_per_second,
+        client_bytes_per_second: _,
+        proxy_streams_per_second,
         proxy_sessions,
         session_lifetime,
         session_idle,
@@ -160,6 +164,9 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         ("limits.relays_per_name", *relays_per_name as u64),
         ("limits.known_exits", *known_exits as u64),
         ("limits.proxy_connections", *proxy_connections as u64),
+        ("limits.client_streams", *client_streams as u64),
+        ("limits.client_streams_per_second", u64::from(*client_streams_per_second)),
+        ("limits.proxy_streams_per_second", u64::from(*proxy_streams_per_second)),
         ("limits.proxy_sessions", *proxy_sessions as u64),
     ] {
         at_least_one(key, count)?;

@@ -17,7 +17,7 @@ use crate::pace::Pace;
 const AHEAD: Duration = Duration::from_secs(1);
 
 /// The pace of one peer: so many bytes a second; 0 is no limit.
-pub(super) fn of_peer(rate: ByteSize) -> Pace {
+pub(crate) fn of_peer(rate: ByteSize) -> Pace {
     Pace::new(rate.as_u64() as f64, AHEAD)
 }
 
