@@ -274,7 +274,7 @@ impl Driver {
             return self.seal_beside(transmit);
         }
         if bytes < SHARED_WORK_MIN {
-            self.moderation.note(Instant::now());
+            self.moderation.note(Instant::now(), transmit.messages.len());
         }
         let Transmit { path, packet, messages, opening, also, wants_ok } = transmit;
         let known = opening.and_then(|key| self.openings.get(&key).cloned());

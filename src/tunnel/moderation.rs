@@ -1,32 +1,32 @@
 //! How soon short events follow one another. Each costs a signature, a passage through the relay and a look-up at the other
 //! end, whatever is in it; where many streams have a little to say, what comes within a moment travels in one event, as
-//! network cards moderate their interrupts. Long events are not held up, and neither are the first few after a rest: a
-//! client that waits for each answer before it asks again sees nothing of it.
+//! network cards moderate their interrupts. Long events are not held up, and a client that waits for each answer before it
+//! asks again sees nothing of it: an answer takes longer than the pause after one message.
 
 use std::time::{Duration, Instant};
 
-/// Time between two short events of a session that has many to send.
-const SPACING: Duration = Duration::from_millis(2);
-/// So many may leave at once after a rest.
-const BURST: u32 = 16;
+/// Pause after a short event, for each message in it: the more there is to share, the more is worth waiting for.
+const PER_MESSAGE: Duration = Duration::from_micros(250);
+/// Longest pause.
+const PAUSE_MAX: Duration = Duration::from_millis(2);
 
-/// The generic cell rate algorithm (ITU-T I.371) over short events.
+/// See the module.
 #[derive(Debug, Default)]
 pub(super) struct Moderation {
-    /// When those that have left would have, at the spacing.
-    level: Option<Instant>,
+    /// When the next short event may leave.
+    next: Option<Instant>,
 }
 
 impl Moderation {
     /// When the next short event may leave, if not now.
     pub(super) fn until(&self, now: Instant) -> Option<Instant> {
-        let until = self.level?.checked_sub(SPACING * (BURST - 1))?;
-        (until > now).then_some(until)
+        self.next.filter(|next| *next > now)
     }
 
-    /// A short event leaves.
-    pub(super) fn note(&mut self, now: Instant) {
-        self.level = Some(self.level.map_or(now, |level| level.max(now)) + SPACING);
+    /// A short event leaves with so many messages.
+    pub(super) fn note(&mut self, now: Instant, messages: usize) {
+        let pause = PER_MESSAGE.saturating_mul(u32::try_from(messages).unwrap_or(u32::MAX)).min(PAUSE_MAX);
+        self.next = Some(now + pause);
     }
 }
 
@@ -35,23 +35,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_few_leave_at_once_and_many_at_their_spacing() {
-        let (mut moderation, start) = (Moderation::default(), Instant::now());
-        for _ in 0..BURST {
-            assert_eq!(moderation.until(start), None);
-            moderation.note(start);
+    fn the_pause_grows_with_what_there_is_to_share_up_to_a_bound() {
+        let (mut moderation, now) = (Moderation::default(), Instant::now());
+        assert_eq!(moderation.until(now), None);
+        for (messages, pause) in [(1, PER_MESSAGE), (3, PER_MESSAGE * 3), (1_000, PAUSE_MAX), (usize::MAX, PAUSE_MAX)] {
+            moderation.note(now, messages);
+            assert_eq!(moderation.until(now), Some(now + pause));
+            assert_eq!(moderation.until(now + pause), None);
         }
-        assert_eq!(moderation.until(start), Some(start + SPACING));
-        let mut now = start;
-        let mut sent = 0;
-        while now < start + Duration::from_secs(1) {
-            if moderation.until(now).is_none() {
-                moderation.note(now);
-                sent += 1;
-            }
-            now += Duration::from_micros(100);
-        }
-        assert!((490..=501).contains(&sent), "{sent}");
-        assert_eq!(moderation.until(now + SPACING * BURST), None, "a rest gives the burst back");
     }
 }
