@@ -3,6 +3,7 @@
 mod choose;
 pub mod connect;
 pub mod exits;
+mod gate;
 mod http;
 pub mod listener;
 mod open;
@@ -12,6 +13,7 @@ mod socks;
 mod transparent;
 
 pub use choose::Chooser;
+pub use gate::Gated;
 pub use listener::Listener;
 pub use open::Route;
 pub use route::{Optimistic, Plan, Router};

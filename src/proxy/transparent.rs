@@ -42,7 +42,7 @@ pub(super) async fn serve<S: Route>(client: Socket, front: &Front<S>, book: &Boo
         destination: Destination { host, port: original.port() },
         early_data: client.take_ready(EARLY_DATA_MAX),
         eager: true,
-        isolation: front.isolation(None),
+        isolation: front.isolation(&client, None),
     };
     let outcome = tokio::select! {
         outcome = open(front.route.clone(), connect, front.limits.open_timeout) => outcome,

@@ -8,12 +8,12 @@ pub mod info;
 pub mod key;
 pub mod log;
 pub mod manager;
-mod system_wide;
 pub mod proxy;
 pub mod relay;
 pub mod reload;
 pub mod shutdown;
 pub mod sockets;
+mod system_wide;
 
 use std::io;
 

@@ -8,9 +8,9 @@ use tokio::net::TcpListener;
 use tokio::sync::{Semaphore, mpsc};
 
 use super::info::Info;
-use super::system_wide::Names;
 use super::shutdown::Shutdown;
 use super::sockets::Inherited;
+use super::system_wide::Names;
 use super::{RunError, key, manager, reload};
 use crate::config::{Config, ProxyConfig};
 use crate::dial::SystemNetwork;
@@ -19,7 +19,7 @@ use crate::identity::Identity;
 use crate::limits::Limits;
 use crate::name::NostrName;
 use crate::proxy::exits::{Exits, Rule, Via};
-use crate::proxy::{Chooser, Listener, Plan, Router};
+use crate::proxy::{Chooser, Gated, Listener, Plan, Router};
 use crate::relay::Notice;
 use crate::tunnel::Tunnel;
 
@@ -51,6 +51,7 @@ pub async fn run(
     let router = Router::new(Arc::clone(&tunnel), config.proxy.optimistic)
         .isolating_destinations(config.proxy.isolate_destinations)
         .with_plan(plan.clone());
+    let gated = Gated::new(router.clone(), Arc::clone(&limits));
     let addresses: Vec<_> = listeners.iter().map(Listener::local_addr).collect();
     let mut info = Info::new(addresses.clone());
     let redirected = std::mem::take(&mut names.transparent);
@@ -62,7 +63,7 @@ pub async fn run(
     for listener in listeners.into_iter().chain(redirected) {
         let (token, tracker) = (shutdown.token().clone(), shutdown.tracker().clone());
         let listener = listener.with_slots(Arc::clone(&slots));
-        tokio::spawn(listener.serve(router.clone(), Arc::clone(&limits), token, tracker));
+        tokio::spawn(listener.serve(gated.clone(), Arc::clone(&limits), token, tracker));
     }
     for address in &addresses {
         tracing::info!(%address, "the proxy listens (SOCKS5 and HTTP)");
