@@ -259,6 +259,9 @@ fn now() -> u64 {
 mod tests {
     use super::*;
 
+    /// Some time, in seconds since 1970.
+    const START: u64 = 1_800_000_000;
+
     fn pool(text: &str) -> Ipv4Net {
         text.parse().unwrap()
     }
@@ -280,8 +283,8 @@ mod tests {
     fn the_address_used_the_longest_time_ago_is_handed_out_again_and_never_a_fresh_one() {
         // Six addresses, without those of the network and of its broadcast.
         let book = Book::new(pool("198.19.0.0/29"), 100);
-        let addresses: Vec<_> = (0..6).map(|n| book.address_at(&format!("{n}.nostr"), n).unwrap()).collect();
-        let hold = HOLD.as_secs();
+        let addresses: Vec<_> = (0..6).map(|n| book.address_at(&format!("{n}.nostr"), START + n).unwrap()).collect();
+        let hold = START + HOLD.as_secs();
         assert_eq!(book.address_at("late.nostr", hold - 1), None);
         assert_eq!(book.address_at("0.nostr", hold), Some(addresses[0]));
         assert_eq!(book.address_at("late.nostr", hold), None);
@@ -293,9 +296,9 @@ mod tests {
     #[test]
     fn no_more_names_are_kept_than_allowed() {
         let book = Book::new(pool("198.19.0.0/16"), 2);
-        assert!(book.address_at("a.nostr", 0).is_some() && book.address_at("b.nostr", 0).is_some());
-        assert_eq!(book.address_at("c.nostr", 1), None);
-        assert!(book.address_at("c.nostr", HOLD.as_secs()).is_some());
+        assert!(book.address_at("a.nostr", START).is_some() && book.address_at("b.nostr", START).is_some());
+        assert_eq!(book.address_at("c.nostr", START + 1), None);
+        assert!(book.address_at("c.nostr", START + HOLD.as_secs()).is_some());
         assert_eq!(book.pages().entries.len(), 2);
         assert_eq!(book.pages().order.len(), 2);
     }
