@@ -94,8 +94,8 @@ impl fmt::Debug for Resolver {
 
 /// What is answered.
 enum Answer {
-    /// These records; none says that the name is there and has nothing of the kind.
-    Records(Option<Record>),
+    /// This record; none says that the name is there and has nothing of the kind.
+    Records(Option<Box<Record>>),
     /// This code alone.
     Code(ResponseCode),
 }
@@ -148,7 +148,9 @@ impl Resolver {
             return Answer::Records(None);
         }
         match self.book.address_of(text) {
-            Some(address) => Answer::Records(Some(Record::from_rdata(name.into(), TTL, RData::A(A(address))))),
+            Some(address) => {
+                Answer::Records(Some(Box::new(Record::from_rdata(name.into(), TTL, RData::A(A(address))))))
+            }
             None => Answer::Code(ResponseCode::ServFail),
         }
     }
@@ -187,7 +189,7 @@ impl RequestHandler for Resolver {
         if request.edns.is_some() {
             builder.edns(&edns);
         }
-        let message = builder.build(metadata, records.iter(), [], [], []);
+        let message = builder.build(metadata, records.as_deref(), [], [], []);
         match response.send_response(message).await {
             Ok(info) => info,
             Err(error) => {
