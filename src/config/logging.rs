@@ -134,6 +134,15 @@ mod tests {
     }
 
     #[test]
+    fn libraries_that_tell_what_is_visited_are_quiet_unless_they_are_named() {
+        let text = |filter: &str| filter.parse::<LogFilter>().unwrap().to_env_filter().to_string();
+        for filter in ["info", "nws=debug,info", "trace"] {
+            assert!(text(filter).contains("hickory_server=warn"), "{}", text(filter));
+        }
+        assert!(!text("hickory_server=info").contains("warn"));
+    }
+
+    #[test]
     fn every_verbosity_is_a_filter() {
         assert_eq!(LogFilter::for_verbosity(0), None);
         for steps in [-9, -3, -2, -1, 1, 2, 3, 9] {

@@ -56,11 +56,11 @@ impl Manager {
     /// The next message.
     fn message(&self) -> String {
         let mut buffer = [0; 4096];
-        let length = self.socket.recv(&mut buffer).expect("the service says something in time");
+        let length = self.socket.recv(&mut buffer).unwrap();
         String::from_utf8(buffer[..length].to_vec()).unwrap()
     }
 
-    /// The first message that says this, and whether one before it did that says `before`.
+    /// The first message that says this.
     fn wait_for(&self, line: &str) -> String {
         loop {
             let message = self.message();
