@@ -48,6 +48,15 @@ async fn start(cli: Cli, settings: Settings, shutdown: Shutdown) -> Result<(), R
             let reread = move || cli.settings(Sources::of_process()).map(|settings| settings.config);
             run::exit::run(settings.config, keys, shutdown, reread).await
         }
+        Command::Connect(args) => {
+            let (to, through) = (args.destination()?, args.reach.through());
+            run::connect::run(settings.config, to, through, shutdown).await
+        }
+        Command::Forward(args) => {
+            let forwards = args.forwards.iter().map(|arg| arg.0.clone()).collect();
+            let (through, info_file) = (args.reach.through(), args.info_file.clone());
+            run::forward::run(settings.config, forwards, through, info_file, shutdown).await
+        }
         Command::Exits(args) => run::exits::run(settings.config, args.wait, args.probe, args.json, shutdown).await,
         Command::Relay(_) => run::relay::run(settings.config, shutdown).await,
         Command::Demo(args) => run::demo::run(settings.config, args.once, shutdown).await,

@@ -32,13 +32,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
         let listener = Listener::bind(resolved).await.map_err(|error| RunError::Failed(error.to_string()))?;
         listeners.push(listener.with_slots(Arc::clone(&slots)));
     }
-    let identity = identity(&config.proxy)?;
-    let tunnel = Tunnel::new(config.relays.clone(), Arc::clone(&limits)).with_identity(identity);
-    let tunnel = Arc::new(tunnel);
-    let plan = plan(&tunnel, config.proxy.clone(), &config.relays, &limits);
-    let router = Router::new(Arc::clone(&tunnel), config.proxy.optimistic)
-        .isolating_destinations(config.proxy.isolate_destinations)
-        .with_plan(plan);
+    let (tunnel, router) = start_router(&config, &limits)?;
     let addresses: Vec<_> = listeners.iter().map(Listener::local_addr).collect();
     for listener in listeners {
         let (token, tracker) = (shutdown.token().clone(), shutdown.tracker().clone());
@@ -52,6 +46,21 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     shutdown.drain().await;
     tunnel.close().await;
     Ok(())
+}
+
+/// The tunnel of a proxy, and what goes where through it. Must be called inside a tokio runtime.
+///
+/// # Errors
+/// When the key of its identity cannot be used.
+pub(super) fn start_router(config: &Config, limits: &Arc<Limits>) -> Result<(Arc<Tunnel>, Router), RunError> {
+    let identity = identity(&config.proxy)?;
+    let tunnel = Tunnel::new(config.relays.clone(), Arc::clone(limits)).with_identity(identity);
+    let tunnel = Arc::new(tunnel);
+    let plan = plan(&tunnel, config.proxy.clone(), &config.relays, limits);
+    let router = Router::new(Arc::clone(&tunnel), config.proxy.optimistic)
+        .isolating_destinations(config.proxy.isolate_destinations)
+        .with_plan(plan);
+    Ok((tunnel, router))
 }
 
 /// The identity that is shown to some exits, if there is one.
