@@ -93,7 +93,7 @@ pub enum Command {
     /// Fetches a page and a large file through its own proxy, checks every byte, says what happened and how fast, and
     /// stays for you to try with the curl command that it prints.
     Demo(DemoArgs),
-    /// Make and read .nostr names.
+    /// Make, read and keep .nostr names.
     Name(name::NameArgs),
 }
 
@@ -117,7 +117,7 @@ impl Command {
 impl Command {
     /// Whether it has something to tell that the log would talk over, at the level that it has if nobody chose one.
     const fn speaks_itself(&self) -> bool {
-        matches!(self, Self::Demo(_) | Self::Exits(_) | Self::Connect(_))
+        matches!(self, Self::Demo(_) | Self::Exits(_) | Self::Connect(_) | Self::Name(_))
     }
 }
 

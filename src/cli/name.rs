@@ -1,9 +1,14 @@
-//! `nws name`: make and read `.nostr` names. Pure: arguments in, text out; printing is the caller's.
+//! `nws name`: make, read and keep `.nostr` names. Arguments in, text out; printing is the caller's. What needs the address
+//! book is done by `run/names.rs`.
 
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use crate::name::{DNS_NAME_MAX, NameError, NostrName, is_nostr, parse_public_key, parse_relay};
+use crate::config::Settings;
+use crate::name::{
+    Alias, DNS_NAME_MAX, NameError, NostrName, is_nostr, parse_name_or_key, parse_public_key, parse_relay,
+};
+use crate::run::{RunError, names};
 
 /// Arguments of `nws name`.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -35,6 +40,56 @@ pub enum NameCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Keep a name: LABEL.nostr is then the same as NAME.
+    ///
+    /// The address book is a file (names_file in the configuration) that can be edited by hand as well. A name that stands
+    /// for another key is not changed without --replace.
+    Add {
+        /// What the name is to be, as wallet for wallet.nostr: lower-case letters, digits and hyphens.
+        #[arg(value_name = "LABEL")]
+        label: Alias,
+        /// What it stands for: a .nostr name, npub1…, nprofile1… or a public key in hex.
+        #[arg(value_name = "NAME", value_parser = parse_name_or_key)]
+        name: NostrName,
+        /// Give a name that stands for another key this one instead.
+        #[arg(long)]
+        replace: bool,
+    },
+    /// Forget a name of the address book.
+    Remove {
+        /// The name, with or without .nostr.
+        #[arg(value_name = "LABEL")]
+        label: Alias,
+    },
+    /// List the names of the address book and of the configuration.
+    List {
+        /// Print JSON: for each name the full name, npub and relays.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl NameArgs {
+    /// Whether it is answered from its arguments alone, without any configuration.
+    #[must_use]
+    pub const fn is_pure(&self) -> bool {
+        matches!(self.command, NameCommand::Encode { .. } | NameCommand::Decode { .. })
+    }
+}
+
+/// Runs a `nws name` that needs the configuration.
+///
+/// # Errors
+///
+/// Whatever keeps it from being done.
+pub fn run_with(args: &NameArgs, settings: &Settings) -> Result<String, RunError> {
+    match &args.command {
+        NameCommand::Add { label, name, replace } => names::add(settings, label, name, *replace),
+        NameCommand::Remove { label } => names::remove(settings, label),
+        NameCommand::List { json } => Ok(names::list(&settings.config, *json)),
+        // Never asked for here.
+        NameCommand::Encode { .. } | NameCommand::Decode { .. } => Ok(String::new()),
+    }
 }
 
 /// What `nws name` has to say.
@@ -46,7 +101,7 @@ pub struct NameOutput {
     pub warning: Option<String>,
 }
 
-/// Runs `nws name`.
+/// Runs a `nws name` that is answered from its arguments alone.
 pub fn run(args: &NameArgs) -> Result<NameOutput, NameError> {
     match &args.command {
         NameCommand::Encode { key, relays } => encode(key, relays),
@@ -55,6 +110,8 @@ pub fn run(args: &NameArgs) -> Result<NameOutput, NameError> {
             let stdout = if *json { json_text(&name) } else { human_text(&name) };
             Ok(NameOutput { stdout, warning: None })
         }
+        // These need the configuration: `run_with`.
+        _ => Ok(NameOutput { stdout: String::new(), warning: None }),
     }
 }
 

@@ -41,8 +41,11 @@ async fn serve(cli: Cli, settings: Settings) -> Result<(), RunError> {
 /// The commands that stay up, one arm each.
 async fn start(cli: Cli, settings: Settings, shutdown: Shutdown) -> Result<(), RunError> {
     match &cli.command {
-        Command::Name(args) => print_name(args),
-        Command::Proxy(_) => run::proxy::run(settings.config, shutdown).await,
+        Command::Name(args) => answer(&name::run_with(args, &settings)?),
+        Command::Proxy(_) => {
+            let reread = move || cli.settings(Sources::of_process()).map(|settings| settings.config);
+            run::proxy::run(settings.config, shutdown, reread).await
+        }
         Command::Exit(_) => {
             let keys = run::key::load(settings.private_key.as_ref(), settings.config.exit.key_file.as_deref())?;
             let reread = move || cli.settings(Sources::of_process()).map(|settings| settings.config);
@@ -88,6 +91,10 @@ pub fn print_name(args: &NameArgs) -> Result<(), RunError> {
     if let Some(warning) = output.warning {
         let _ = writeln!(io::stderr(), "nws: {warning}");
     }
-    writeln!(io::stdout(), "{}", output.stdout)
-        .map_err(|source| RunError::System { what: "cannot write the answer", source })
+    answer(&output.stdout)
+}
+
+/// Writes an answer on standard output.
+fn answer(text: &str) -> Result<(), RunError> {
+    writeln!(io::stdout(), "{text}").map_err(|source| RunError::System { what: "cannot write the answer", source })
 }

@@ -1,10 +1,12 @@
 //! The client side: listeners that speak SOCKS5 and HTTP on one port, and the routing of what they ask for.
 
+mod by_key;
 mod choose;
 pub mod connect;
 pub mod exits;
 mod http;
 pub mod listener;
+mod names;
 mod open;
 mod page;
 mod route;
@@ -12,5 +14,6 @@ mod socks;
 
 pub use choose::Chooser;
 pub use listener::Listener;
+pub use names::{Contested, Names};
 pub use open::Route;
 pub use route::{Optimistic, Plan, Router};

@@ -9,6 +9,7 @@ pub mod forward;
 pub mod info;
 pub mod key;
 pub mod log;
+pub mod names;
 pub mod proxy;
 pub mod reach;
 pub mod relay;

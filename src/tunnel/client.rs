@@ -239,6 +239,12 @@ impl Tunnel {
         self.memory.recall(exit) == Tongue::Streams
     }
 
+    /// The relays for names that carry none.
+    #[must_use]
+    pub fn relays(&self) -> &[RelayUrl] {
+        &self.relays
+    }
+
     /// The link to a relay, which sessions share.
     #[must_use]
     pub fn link(&self, relay: &RelayUrl) -> Arc<Link> {
