@@ -15,6 +15,7 @@ mod service;
 mod source;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytesize::ByteSize;
 use nostr::RelayUrl;
@@ -25,6 +26,7 @@ use crate::limits::Limits;
 use crate::name::Aliases;
 use crate::proxy::Optimistic;
 use crate::proxy::exits::{ExitName, Exits, Rule as ProxyRule};
+use crate::relay::Upstream;
 
 pub use self::address::{ListenAddr, Target};
 pub use self::dropin::DropIn;
@@ -51,6 +53,8 @@ pub struct Config {
     pub relay: RelayConfig,
     /// Names that are kept: here, and in the address book once that has been read.
     pub names: Aliases,
+    /// What relays are reached through.
+    pub relay_proxy: RelayProxyConfig,
     /// Times, sizes and counts that bound what proxy and exit do.
     pub limits: Limits,
     /// What is logged.
@@ -62,6 +66,22 @@ impl Config {
     #[must_use]
     pub fn exit_relays(&self) -> &[RelayUrl] {
         if self.exit.relays.is_empty() { &self.relays } else { &self.exit.relays }
+    }
+}
+
+/// Settings of the way to relays.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RelayProxyConfig {
+    /// A SOCKS5 proxy, which also resolves the names of the relays; without one they are reached directly.
+    pub url: Option<Upstream>,
+}
+
+impl RelayProxyConfig {
+    /// The proxy as links share it.
+    #[must_use]
+    pub fn upstream(&self) -> Option<Arc<Upstream>> {
+        self.url.clone().map(Arc::new)
     }
 }
 

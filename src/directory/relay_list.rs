@@ -171,7 +171,8 @@ mod tests {
     #[tokio::test]
     async fn a_list_counts_for_its_author_and_with_the_relays_that_he_reads() {
         let keys = Keys::generate();
-        let tags = ["wss://a|", "wss://b|read", "wss://c|write", "nonsense://|", "wss://a|read", "wss://d|", "wss://e|"];
+        let tags =
+            ["wss://a|", "wss://b|read", "wss://c|write", "nonsense://|", "wss://a|read", "wss://d|", "wss://e|"];
         let tags = tags.iter().map(|text| {
             let (url, mark) = text.split_once('|').unwrap();
             Tag::parse(["r", url].into_iter().chain((!mark.is_empty()).then_some(mark))).unwrap()

@@ -14,6 +14,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::backoff::Backoff;
 use super::connection;
 use super::frame::Wanted;
+use super::upstream::Upstream;
 use crate::envelope::{EventLimits, IncomingEvent, SealedEvent};
 use crate::limits::Limits;
 use crate::stream::{PathId, Refusal};
@@ -101,6 +102,8 @@ pub(super) struct Shared {
     pub(super) id: PathId,
     pub(super) url: RelayUrl,
     pub(super) limits: Arc<Limits>,
+    /// What it is reached through.
+    pub(super) upstream: Option<Arc<Upstream>>,
     state: Mutex<State>,
     outgoing: mpsc::Sender<Outgoing>,
     control: mpsc::UnboundedSender<Control>,
@@ -159,13 +162,14 @@ impl fmt::Debug for Link {
 
 impl Link {
     /// Starts to connect to a relay, numbered `id` in this process, and keeps at it.
-    pub(super) fn start(id: PathId, url: RelayUrl, limits: Arc<Limits>) -> Self {
+    pub(super) fn start(id: PathId, url: RelayUrl, limits: Arc<Limits>, upstream: Option<Arc<Upstream>>) -> Self {
         let (outgoing, outgoing_rx) = mpsc::channel(OUTGOING_MAX);
         let (control, control_rx) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
             id,
             url,
             limits,
+            upstream,
             state: Mutex::default(),
             outgoing,
             control,

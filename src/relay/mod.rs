@@ -9,8 +9,10 @@ mod links;
 mod nip11;
 pub mod server;
 mod transport;
+mod upstream;
 
 pub use backoff::Backoff;
 pub use frame::Wanted;
 pub use link::{Arrival, Attachment, Link, Notice, Slot, Subscription};
 pub use links::Links;
+pub use upstream::{Upstream, UpstreamError};

@@ -13,6 +13,7 @@ use serde::Deserialize;
 use url::Url;
 
 use super::transport;
+use super::upstream::Upstream;
 use crate::envelope::EventLimits;
 
 /// Longest document that is read.
@@ -34,17 +35,31 @@ struct Limitation {
     max_content_length: Option<u64>,
 }
 
-/// Fetches the document and reads the limits from it, `default` where it names none.
-pub(super) async fn fetch(relay: &RelayUrl, default: EventLimits, limit: Duration) -> io::Result<EventLimits> {
-    let fetched = tokio::time::timeout(limit, fetch_document(relay)).await;
-    let text = fetched.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-    let document: Document = serde_json::from_slice(&text).map_err(io::Error::other)?;
-    Ok(limits(&document, default))
+/// What a relay has told of itself.
+#[derive(Debug, Clone)]
+pub(super) struct Told {
+    /// What it takes.
+    pub(super) limits: EventLimits,
+    /// The time that it is there, as HTTP writes it (RFC 9110 section 5.6.7).
+    pub(super) date: Option<String>,
 }
 
-async fn fetch_document(relay: &RelayUrl) -> io::Result<Bytes> {
+/// Fetches the document and reads the limits from it, `default` where it names none.
+pub(super) async fn fetch(
+    relay: &RelayUrl,
+    upstream: Option<&Upstream>,
+    default: EventLimits,
+    limit: Duration,
+) -> io::Result<Told> {
+    let fetched = tokio::time::timeout(limit, fetch_document(relay, upstream)).await;
+    let (text, date) = fetched.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
+    let document: Document = serde_json::from_slice(&text).map_err(io::Error::other)?;
+    Ok(Told { limits: limits(&document, default), date })
+}
+
+async fn fetch_document(relay: &RelayUrl, upstream: Option<&Upstream>) -> io::Result<(Bytes, Option<String>)> {
     let url: &Url = relay.into();
-    let stream = transport::connect(relay).await?;
+    let stream = transport::connect(relay, upstream).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
     let driver = tokio::spawn(connection);
     let host = &url[url::Position::BeforeHost..url::Position::AfterPort];
@@ -55,12 +70,13 @@ async fn fetch_document(relay: &RelayUrl) -> io::Result<Bytes> {
         .map_err(io::Error::other)?;
     let response = sender.send_request(request).await.map_err(io::Error::other)?;
     let status = response.status();
+    let date = response.headers().get(header::DATE).and_then(|date| date.to_str().ok()).map(str::to_owned);
     let body = Limited::new(response.into_body(), DOCUMENT_MAX).collect().await.map_err(io::Error::other);
     driver.abort();
     if !status.is_success() {
         return Err(io::Error::other(format!("status {status}")));
     }
-    Ok(body?.to_bytes())
+    Ok((body?.to_bytes(), date))
 }
 
 fn limits(document: &Document, default: EventLimits) -> EventLimits {

@@ -38,7 +38,8 @@ pub async fn run(
     }
     let limits = Arc::new(config.limits);
     let name = NostrName::new(keys.public_key(), relays.clone());
-    let mut acceptor = Acceptor::start(keys.clone(), &relays, Arc::clone(&limits));
+    let upstream = config.relay_proxy.upstream();
+    let mut acceptor = Acceptor::start_through(keys.clone(), &relays, Arc::clone(&limits), upstream);
     greet(&name, &services, policy.as_ref());
     tokio::select! {
         () = acceptor.ready() => {}

@@ -63,7 +63,7 @@ struct Report {
 /// When nobody reads the answer.
 pub async fn run(config: Config, wait: Duration, probe: bool, json: bool, shutdown: Shutdown) -> Result<(), RunError> {
     let limits = Arc::new(config.limits);
-    let tunnel = Tunnel::new(config.relays.clone(), Arc::clone(&limits));
+    let tunnel = Tunnel::new(config.relays.clone(), Arc::clone(&limits)).through(config.relay_proxy.upstream());
     let links: Vec<_> = config.relays.iter().map(|relay| tunnel.link(relay)).collect();
     let directory = Directory::start(&links, None, limits);
     let listing = async {

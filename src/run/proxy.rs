@@ -65,6 +65,7 @@ pub async fn run(
 pub(super) fn start_router(config: &Config, limits: &Arc<Limits>) -> Result<(Arc<Tunnel>, Router), RunError> {
     let identity = identity(&config.proxy)?;
     let tunnel = Tunnel::new(config.relays.clone(), Arc::clone(limits)).with_identity(identity);
+    let tunnel = tunnel.through(config.relay_proxy.upstream());
     let tunnel = Arc::new(tunnel);
     let plan = plan(&tunnel, config.proxy.clone(), &config.relays, limits);
     let lookup = if config.proxy.lookup_relays.is_empty() { &config.relays } else { &config.proxy.lookup_relays };

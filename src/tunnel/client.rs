@@ -24,7 +24,7 @@ use crate::error::{Error, ErrorKind};
 use crate::identity::{Identity, Proof};
 use crate::limits::Limits;
 use crate::name::NostrName;
-use crate::relay::{Link, Links, Subscription, Wanted};
+use crate::relay::{Link, Links, Subscription, Upstream, Wanted};
 use crate::stream::{Settings, Side, Tongue};
 
 /// What two streams must have in common to share a session.
@@ -117,6 +117,12 @@ impl Tunnel {
             end: CancellationToken::new(),
             drivers: TaskTracker::new(),
         }
+    }
+
+    /// Reaches relays through this proxy, if there is one. To be said before the first stream.
+    #[must_use]
+    pub fn through(self, upstream: Option<Arc<Upstream>>) -> Self {
+        Self { links: Links::through(Arc::clone(&self.limits), upstream), ..self }
     }
 
     /// Shows this identity to the exits that it is for.
