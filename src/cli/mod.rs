@@ -13,7 +13,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use crate::config::{LogFilter, Settings, Sources};
 use crate::run::RunError;
 
-pub use self::args::{DemoArgs, ExitArg, ExitArgs, ExitsArgs, ProxyArgs, RelayArgs, ServiceArg};
+pub use self::args::{DemoArgs, DoctorArgs, ExitArg, ExitArgs, ExitsArgs, ProxyArgs, RelayArgs, ServiceArg};
 pub use self::reach::{ConnectArgs, ForwardArg, ForwardArgs, ReachArgs};
 pub use self::start::{complain, dispatch, print_name, refuse};
 
@@ -93,6 +93,13 @@ pub enum Command {
     /// Fetches a page and a large file through its own proxy, checks every byte, says what happened and how fast, and
     /// stays for you to try with the curl command that it prints.
     Demo(DemoArgs),
+    /// Find out what does not work: configuration, clock, relays, exit.
+    ///
+    /// Each relay is looked at from its name to an event of full size that comes back; an exit is asked for a stream. One
+    /// line for each, with a hint where it fails; the exit code is 1 then.
+    Doctor(DoctorArgs),
+    /// Check the configuration, without starting anything.
+    Check,
     /// Make, read and keep .nostr names.
     Name(name::NameArgs),
 }
@@ -109,6 +116,8 @@ impl Command {
             Self::Exits(_) => "exits",
             Self::Relay(_) => "relay",
             Self::Demo(_) => "demo",
+            Self::Doctor(_) => "doctor",
+            Self::Check => "check",
             Self::Name(_) => "name",
         }
     }
@@ -117,7 +126,10 @@ impl Command {
 impl Command {
     /// Whether it has something to tell that the log would talk over, at the level that it has if nobody chose one.
     const fn speaks_itself(&self) -> bool {
-        matches!(self, Self::Demo(_) | Self::Exits(_) | Self::Connect(_) | Self::Name(_))
+        matches!(
+            self,
+            Self::Demo(_) | Self::Exits(_) | Self::Connect(_) | Self::Doctor(_) | Self::Check | Self::Name(_)
+        )
     }
 }
 
@@ -146,6 +158,10 @@ impl Cli {
                 args.apply(&mut settings.config)?;
                 settings.fill_proxy(&sources)?;
             }
+            Command::Doctor(args) => {
+                args.apply(&mut settings.config);
+                settings.fill_proxy(&sources)?;
+            }
             Command::Exits(args) => {
                 args.apply(&mut settings.config);
                 settings.fill_proxy(&sources)?;
@@ -161,7 +177,7 @@ impl Cli {
                 ExitArgs::check(&settings.config)?;
             }
             Command::Relay(args) => args.apply(&mut settings.config),
-            Command::Demo(_) | Command::Name(_) => {}
+            Command::Demo(_) | Command::Name(_) | Command::Check => {}
         }
         Ok(settings)
     }

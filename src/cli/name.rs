@@ -8,7 +8,9 @@ use crate::config::Settings;
 use crate::name::{
     Alias, DNS_NAME_MAX, NameError, NostrName, is_nostr, parse_name_or_key, parse_public_key, parse_relay,
 };
-use crate::run::{RunError, names};
+use crate::proxy::Names;
+use crate::run::find::{self, Address};
+use crate::run::{RunError, names, qr};
 
 /// Arguments of `nws name`.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -61,6 +63,29 @@ pub enum NameCommand {
         #[arg(value_name = "LABEL")]
         label: Alias,
     },
+    /// Look up the key that a domain gives to a name (NIP-05).
+    ///
+    /// It is shown, and kept only if --add says so and you agree: the domain can say otherwise tomorrow.
+    Find {
+        /// The address, as alice@example.com; of a domain alone, its own key.
+        #[arg(value_name = "ADDRESS")]
+        address: Address,
+        /// Keep the key under this name.
+        #[arg(long, value_name = "LABEL")]
+        add: Option<Alias>,
+        /// Give a name that stands for another key this one instead.
+        #[arg(long, requires = "add")]
+        replace: bool,
+        /// Keep it without a question.
+        #[arg(long, requires = "add")]
+        yes: bool,
+    },
+    /// Print a QR code of a name's address.
+    Qr {
+        /// The name: a .nostr name, npub1… or a name that is kept.
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
     /// List the names of the address book and of the configuration.
     List {
         /// Print JSON: for each name the full name, npub and relays.
@@ -82,14 +107,30 @@ impl NameArgs {
 /// # Errors
 ///
 /// Whatever keeps it from being done.
-pub fn run_with(args: &NameArgs, settings: &Settings) -> Result<String, RunError> {
+pub async fn run_with(args: &NameArgs, settings: &Settings) -> Result<String, RunError> {
     match &args.command {
         NameCommand::Add { label, name, replace } => names::add(settings, label, name, *replace),
         NameCommand::Remove { label } => names::remove(settings, label),
+        NameCommand::Find { address, add, replace, yes } => {
+            find::run(settings, address, add.as_ref(), *replace, *yes).await
+        }
+        NameCommand::Qr { name } => qr_code(name, settings),
         NameCommand::List { json } => Ok(names::list(&settings.config, *json)),
         // Never asked for here.
         NameCommand::Encode { .. } | NameCommand::Decode { .. } => Ok(String::new()),
     }
+}
+
+/// The code of a name, which may be one that is kept.
+fn qr_code(text: &str, settings: &Settings) -> Result<String, RunError> {
+    let usage = |error: NameError| RunError::Usage(error.to_string());
+    let name = match is_nostr(text) {
+        true => Names::new(settings.config.names.clone()).resolve(text).map_err(usage)?,
+        false => parse_name_or_key(text).map_err(usage)?,
+    };
+    let too_long = || RunError::Usage("the name is too long for a QR code; name fewer relays".to_owned());
+    let code = qr::code(&name).ok_or_else(too_long)?;
+    Ok(format!("{code}\nhttp://{name}/"))
 }
 
 /// What `nws name` has to say.

@@ -41,7 +41,7 @@ async fn serve(cli: Cli, settings: Settings) -> Result<(), RunError> {
 /// The commands that stay up, one arm each.
 async fn start(cli: Cli, settings: Settings, shutdown: Shutdown) -> Result<(), RunError> {
     match &cli.command {
-        Command::Name(args) => answer(&name::run_with(args, &settings)?),
+        Command::Name(args) => answer(&name::run_with(args, &settings).await?),
         Command::Proxy(_) => {
             let reread = move || cli.settings(Sources::of_process()).map(|settings| settings.config);
             run::proxy::run(settings.config, shutdown, reread).await
@@ -60,6 +60,11 @@ async fn start(cli: Cli, settings: Settings, shutdown: Shutdown) -> Result<(), R
             let (through, info_file) = (args.reach.through(), args.info_file.clone());
             run::forward::run(settings.config, forwards, through, info_file, shutdown).await
         }
+        Command::Doctor(args) => {
+            let name = args.name.clone();
+            run::doctor::run(settings, name, shutdown).await
+        }
+        Command::Check => answer(&run::doctor::checked(&settings)),
         Command::Exits(args) => run::exits::run(settings.config, args.wait, args.probe, args.json, shutdown).await,
         Command::Relay(_) => run::relay::run(settings.config, shutdown).await,
         Command::Demo(args) => run::demo::run(settings.config, args.once, shutdown).await,

@@ -78,6 +78,8 @@ pub struct Settings {
     pub config: Config,
     /// The exit's secret key, if the environment holds it.
     pub private_key: Option<PrivateKey>,
+    /// The files that were read.
+    pub files: Vec<PathBuf>,
     /// Where the address book is, if there is a place for one.
     pub names_file: Option<PathBuf>,
     /// What the environment of the Go program has added, once a command has asked for it.
@@ -184,14 +186,17 @@ impl Sources {
     /// The first mistake, with its place.
     pub fn load(&self) -> Result<Settings, ConfigError> {
         let mut figment = Figment::new();
+        let mut files = Vec::new();
         for path in &self.optional {
             if let Some(layer) = Layer::file(path, true)? {
+                files.push(path.clone());
                 figment = figment.merge(layer);
             }
         }
         if let Some(path) = &self.required
             && let Some(layer) = Layer::file(path, false)?
         {
+            files.push(path.clone());
             figment = figment.merge(layer);
         }
         let mut private_key = None;
@@ -214,6 +219,7 @@ impl Sources {
         })?;
         let names_file = config.names_file.clone().or_else(|| self.names_file.clone());
         if let Some(path) = &names_file {
+            files.extend(path.exists().then(|| path.clone()));
             for (alias, kept) in book::read(path)? {
                 let key = kept.name.public_key;
                 if let Some(other) = config.names.insert(alias.clone(), kept)
@@ -228,7 +234,7 @@ impl Sources {
                 }
             }
         }
-        Ok(Settings { config, private_key, names_file, drop_in: DropIn::default() })
+        Ok(Settings { config, private_key, files, names_file, drop_in: DropIn::default() })
     }
 }
 

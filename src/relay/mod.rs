@@ -4,9 +4,11 @@
 mod backoff;
 mod connection;
 mod frame;
+pub mod http;
 pub mod link;
 mod links;
 mod nip11;
+pub mod probe;
 pub mod server;
 mod transport;
 mod upstream;

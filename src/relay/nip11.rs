@@ -3,21 +3,13 @@
 use std::io;
 use std::time::Duration;
 
-use http::{Request, header};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use nostr::RelayUrl;
 use serde::Deserialize;
-use url::Url;
 
-use super::transport;
+use super::http;
 use super::upstream::Upstream;
 use crate::envelope::EventLimits;
 
-/// Longest document that is read.
-const DOCUMENT_MAX: usize = 256 * 1024;
 /// A relay that names a smaller limit than this is not believed: not even an opening would fit.
 const PLAUSIBLE_MIN: usize = 1024;
 
@@ -51,32 +43,12 @@ pub(super) async fn fetch(
     default: EventLimits,
     limit: Duration,
 ) -> io::Result<Told> {
-    let fetched = tokio::time::timeout(limit, fetch_document(relay, upstream)).await;
-    let (text, date) = fetched.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-    let document: Document = serde_json::from_slice(&text).map_err(io::Error::other)?;
-    Ok(Told { limits: limits(&document, default), date })
-}
-
-async fn fetch_document(relay: &RelayUrl, upstream: Option<&Upstream>) -> io::Result<(Bytes, Option<String>)> {
-    let url: &Url = relay.into();
-    let stream = transport::connect(relay, upstream).await?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-    let driver = tokio::spawn(connection);
-    let host = &url[url::Position::BeforeHost..url::Position::AfterPort];
-    let request = Request::get(&url[url::Position::BeforePath..url::Position::AfterQuery])
-        .header(header::HOST, host)
-        .header(header::ACCEPT, "application/nostr+json")
-        .body(Empty::<Bytes>::new())
-        .map_err(io::Error::other)?;
-    let response = sender.send_request(request).await.map_err(io::Error::other)?;
-    let status = response.status();
-    let date = response.headers().get(header::DATE).and_then(|date| date.to_str().ok()).map(str::to_owned);
-    let body = Limited::new(response.into_body(), DOCUMENT_MAX).collect().await.map_err(io::Error::other);
-    driver.abort();
-    if !status.is_success() {
-        return Err(io::Error::other(format!("status {status}")));
+    let answer = http::get(relay.into(), upstream, "application/nostr+json", limit).await?;
+    if !answer.status.is_success() {
+        return Err(io::Error::other(format!("status {}", answer.status)));
     }
-    Ok((body?.to_bytes(), date))
+    let document: Document = serde_json::from_slice(&answer.body).map_err(io::Error::other)?;
+    Ok(Told { limits: limits(&document, default), date: answer.date })
 }
 
 fn limits(document: &Document, default: EventLimits) -> EventLimits {

@@ -1,5 +1,5 @@
 //! The byte stream to a relay: TCP without Nagle's delay and with quick acknowledgement, TLS where the URL says `wss`.
-//! Used for the websocket and for the NIP-11 document.
+//! Used for the websocket, and for what is fetched by HTTP (`http.rs`).
 
 use std::io;
 use std::pin::Pin;
@@ -19,7 +19,7 @@ use super::upstream::Upstream;
 pub(super) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 
-/// Where a relay is.
+/// Where a relay is, or another server that is reached in the same way.
 pub(super) struct Place<'a> {
     /// Its host, an IPv6 address without brackets.
     pub(super) host: &'a str,
@@ -31,12 +31,15 @@ pub(super) struct Place<'a> {
 
 impl<'a> Place<'a> {
     /// Takes it from the URL.
-    pub(super) fn of(relay: &'a RelayUrl) -> io::Result<Self> {
-        let url: &Url = relay.into();
-        let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("{what} in {relay}"));
+    pub(super) fn of(url: &'a Url) -> io::Result<Self> {
+        let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("{what} in {url}"));
         let host = url.host_str().ok_or_else(|| invalid("no host"))?;
         let port = url.port_or_known_default().ok_or_else(|| invalid("no port"))?;
-        Ok(Self { host: host.trim_start_matches('[').trim_end_matches(']'), port, tls: url.scheme() == "wss" })
+        Ok(Self {
+            host: host.trim_start_matches('[').trim_end_matches(']'),
+            port,
+            tls: matches!(url.scheme(), "wss" | "https"),
+        })
     }
 
     /// The TCP connection alone.
@@ -63,7 +66,7 @@ impl<'a> Place<'a> {
 
 /// Connects to the host of a relay's URL, through the upstream proxy if there is one.
 pub(super) async fn connect(relay: &RelayUrl, upstream: Option<&Upstream>) -> io::Result<Box<dyn Transport>> {
-    let place = Place::of(relay)?;
+    let place = Place::of(relay.into())?;
     place.secure(place.tcp(upstream).await?).await
 }
 

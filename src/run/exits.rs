@@ -11,6 +11,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::RunError;
+use super::progress::Progress;
 use super::shutdown::Shutdown;
 use crate::config::Config;
 use crate::destination::{Destination, Host};
@@ -77,10 +78,12 @@ pub async fn run(config: Config, wait: Duration, probe: bool, json: bool, shutdo
         ))
         .await
     };
+    let progress = Progress::start("listening for announcements");
     let exits = tokio::select! {
         exits = listing => exits,
         () = shutdown.requested() => return Ok(()),
     };
+    drop(progress);
     let report = Report { exits, dropped: directory.drops() };
     let text = if json { serde_json::to_string_pretty(&report).unwrap_or_default() } else { table(&report) };
     tunnel.close().await;

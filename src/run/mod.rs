@@ -3,14 +3,18 @@
 
 pub mod connect;
 pub mod demo;
+pub mod doctor;
 pub mod exit;
 pub mod exits;
+pub mod find;
 pub mod forward;
 pub mod info;
 pub mod key;
 pub mod log;
 pub mod names;
+pub mod progress;
 pub mod proxy;
+pub mod qr;
 pub mod reach;
 pub mod relay;
 pub mod reload;
