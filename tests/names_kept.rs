@@ -258,3 +258,75 @@ async fn a_key_without_a_list_is_told_to_be_one() {
     let error = open(&router(&[], &[&index]), &exit).await.err().unwrap();
     assert!(error.reason().contains("kind 10002"), "{error}");
 }
+
+/// A domain that gives out keys over HTTPS, and the file of the authority that vouches for it.
+async fn domain(document: String, home: &std::path::Path) -> (std::net::SocketAddr, PathBuf) {
+    use rustls::pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+    let certified = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let path = home.join("authority.pem");
+    fs::write(&path, certified.cert.pem()).unwrap();
+    let key = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(certified.signing_key.serialize_der()));
+    let config = rustls::ServerConfig::builder_with_provider(Arc::new(rustls::crypto::ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certified.cert.der().clone()], key)
+        .unwrap();
+    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
+    let listener = tokio::net::TcpListener::bind("localhost:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let Ok(mut stream) = acceptor.accept(stream).await else { continue };
+            let mut request = Vec::new();
+            while !request.ends_with(b"\r\n\r\n") && stream.read_buf(&mut request).await.unwrap_or(0) > 0 {}
+            let answer = if request.starts_with(b"GET /.well-known/nostr.json?name=") {
+                format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{document}", document.len())
+            } else {
+                "HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n".to_owned()
+            };
+            let _ = stream.write_all(answer.as_bytes()).await;
+            let _ = stream.shutdown().await;
+        }
+    });
+    (address, path)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_domain_is_asked_for_a_key_which_is_shown_before_it_is_kept() {
+    let home = Home::new();
+    let name = NostrName::new(Keys::generate().public_key(), [RelayUrl::parse("wss://relay.example").unwrap()]);
+    let hex = name.public_key.to_hex();
+    let document = format!(r#"{{"names":{{"alice":"{hex}"}},"relays":{{"{hex}":["wss://relay.example"]}}}}"#);
+    let (address, authority) = domain(document, home.0.path()).await;
+    let find = async |args: &[&str], authority: Option<&std::path::Path>| {
+        let mut command = home.nws(&[&["name", "find"], args].concat());
+        command.env_remove("SSL_CERT_DIR");
+        if let Some(authority) = authority {
+            command.env("SSL_CERT_FILE", authority);
+        }
+        Child::start(command).feed(Vec::new()).await
+    };
+    let at = |user: &str| format!("{user}@localhost:{}", address.port());
+    let found = find(&[&at("alice")], Some(&authority)).await;
+    assert_eq!(found.code, Some(0), "{}", found.stderr);
+    for part in [name.npub(), name.to_string(), "wss://relay.example".to_owned()] {
+        assert!(found.text().contains(&part), "{}", found.text());
+    }
+    assert!(!home.book().exists(), "nothing is kept without being asked for");
+    let asked = find(&[&at("alice"), "--add", "alice"], Some(&authority)).await;
+    assert!(asked.code == Some(1) && asked.text().contains(&name.npub()), "{}", asked.stderr);
+    assert!(asked.stderr.contains("--yes") && !home.book().exists(), "{}", asked.stderr);
+    let kept = find(&[&at("alice"), "--add", "alice", "--yes"], Some(&authority)).await;
+    assert_eq!(kept.code, Some(0), "{}", kept.stderr);
+    assert!(home.name(&["list"]).await.text().contains(&name.npub()));
+    let unknown = find(&[&at("bob")], Some(&authority)).await;
+    assert!(unknown.code == Some(1) && unknown.stderr.contains("knows no \"bob\""), "{}", unknown.stderr);
+    // Nobody may speak for the domain whom no authority vouches for.
+    let stranger = find(&[&at("alice")], None).await;
+    assert!(stranger.code == Some(1) && stranger.stderr.contains("certificate"), "{}", stranger.stderr);
+    // A kept name has a QR code.
+    let code = home.name(&["qr", "alice.nostr"]).await;
+    assert!(code.text().ends_with(&format!("http://{name}/\n")) && code.text().contains('█'), "{}", code.text());
+}

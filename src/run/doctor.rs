@@ -171,8 +171,8 @@ async fn ask(findings: &mut Findings, tunnel: &Tunnel, name: &NostrName, port: O
     if !answered {
         return;
     }
-    let tongue = if tunnel.speaks_streams(&name.public_key) { "reliable streams" } else { "of an old peer" };
-    findings.line("exit, tongue", &Ok(tongue.to_owned()), "");
+    // Old peers neither accept nor refuse aloud.
+    findings.line("exit, tongue", &Ok("reliable streams".to_owned()), "");
     let start = Instant::now();
     let (_, answered) = once(tunnel, name, &destination, port.is_some(), limit).await;
     let outcome =
@@ -193,7 +193,7 @@ async fn once(
     let time = format!("after {} ms", start.elapsed().as_millis());
     match opened {
         Ok(Ok(_)) if tunnel.speaks_streams(&name.public_key) => (Ok(format!("accepts, {time}")), true),
-        Ok(Ok(_)) => (Ok("says nothing, as old peers do, whether they are there or not".to_owned()), false),
+        Ok(Ok(_)) => (Err("it says nothing: not running, or an old peer, which never does".to_owned()), false),
         Ok(Err(Unopened { answered: true, error })) if has_port => (Err(format!("it refuses: {error}")), true),
         Ok(Err(Unopened { answered: true, .. })) => {
             (Ok(format!("answers, {time}; NAME:PORT asks whether it accepts")), true)
