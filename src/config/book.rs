@@ -8,7 +8,7 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
-use toml_edit::{DocumentMut, InlineTable, Item, TableLike, Value, value};
+use toml_edit::{DocumentMut, InlineTable, TableLike, Value, value};
 
 use super::source::Layer;
 use super::{ConfigError, Origin};
@@ -149,10 +149,18 @@ fn put(table: &mut dyn TableLike, alias: &Alias, kept: &Kept) {
             inline.into()
         }
     };
-    if let Some(before) = table.get(alias.as_str()).and_then(Item::as_value) {
-        *new.decor_mut() = before.decor().clone();
+    // Not by `insert`, which would make the key anew as well, and lose the comment above it.
+    match table.get_mut(alias.as_str()) {
+        Some(item) => {
+            if let Some(before) = item.as_value() {
+                *new.decor_mut() = before.decor().clone();
+            }
+            *item = value(new);
+        }
+        None => {
+            table.insert(alias.as_str(), value(new));
+        }
     }
-    table.insert(alias.as_str(), value(new));
 }
 
 /// Reads the file, has it changed, and puts the outcome in its place, all under a lock that other edits wait for.

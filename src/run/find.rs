@@ -151,7 +151,7 @@ mod tests {
         for (body, name, why) in [
             (&*json, "carol", "knows no"),
             (&json, "bob", "is no key"),
-            ("[]", "alice", "NIP-05"),
+            ("7", "alice", "NIP-05"),
             ("{}", "alice", "knows no"),
         ] {
             assert!(read(body.as_bytes(), name, 2).unwrap_err().contains(why), "{body}");
