@@ -32,14 +32,14 @@ pub enum BookError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// The name has another key.
-    #[error("{alias} stands for {} in {}; --replace gives it {} instead", old.npub(), path.display(), new.npub())]
+    #[error("{alias} stands for {old} in {}; --replace gives it {new} instead", path.display())]
     OtherKey {
         /// The name.
         alias: Alias,
-        /// What it stands for.
-        old: NostrName,
-        /// What it was to stand for.
-        new: NostrName,
+        /// The key that it stands for, as npub.
+        old: String,
+        /// The one that it was to stand for.
+        new: String,
         /// The file.
         path: PathBuf,
     },
@@ -100,7 +100,7 @@ pub fn add(path: &Path, alias: &Alias, name: &NostrName, replace: bool) -> Resul
         let before = known.get(alias);
         let old_key = before.map(|before| before.name.public_key).filter(|key| *key != name.public_key);
         if let (Some(_), Some(before), false) = (old_key, before, replace) {
-            let (alias, old, new) = (alias.clone(), before.name.clone(), name.clone());
+            let (alias, old, new) = (alias.clone(), before.name.npub(), name.npub());
             return Err(BookError::OtherKey { alias, old, new, path: path.to_owned() });
         }
         let added = match before {
