@@ -52,8 +52,8 @@ pub(super) struct Front<S> {
 
 impl<S> Front<S> {
     /// What sets this client's streams apart.
-    pub(super) const fn isolation(&self, credentials: Option<String>) -> Isolation {
-        Isolation { listener: Some(self.listener), credentials }
+    pub(super) fn isolation(&self, client: &Socket, credentials: Option<String>) -> Isolation {
+        Isolation { listener: Some(self.listener), client: client.peer_ip(), credentials }
     }
 }
 
@@ -109,14 +109,10 @@ impl Listener {
         cancel: CancellationToken,
         tracker: TaskTracker,
     ) {
-        let isolation = Isolation { listener: Some(self.address), credentials: None };
+        let listener = Some(self.address);
         let on_client = |client: Socket, slot: OwnedSemaphorePermit| {
-            let connect = Connect {
-                destination: to.clone(),
-                early_data: Bytes::new(),
-                eager: false,
-                isolation: isolation.clone(),
-            };
+            let isolation = Isolation { listener, client: client.peer_ip(), credentials: None };
+            let connect = Connect { destination: to.clone(), early_data: Bytes::new(), eager: false, isolation };
             let (route, limit) = (route.clone(), limits.open_timeout);
             tracker.spawn(async move {
                 lead(client, route, connect, limit).await;

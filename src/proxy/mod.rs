@@ -4,6 +4,7 @@ mod by_key;
 mod choose;
 pub mod connect;
 pub mod exits;
+mod gate;
 mod http;
 pub mod listener;
 mod names;
@@ -13,6 +14,7 @@ mod route;
 mod socks;
 
 pub use choose::Chooser;
+pub use gate::Gated;
 pub use listener::Listener;
 pub use names::{Contested, Names};
 pub use open::Route;

@@ -11,7 +11,7 @@ use super::reach::{Reach, Through};
 use super::shutdown::Shutdown;
 use crate::config::{Config, ListenAddr};
 use crate::destination::Destination;
-use crate::proxy::Listener;
+use crate::proxy::{Gated, Listener};
 
 /// A local port, and where its connections go.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +44,7 @@ pub async fn run(
     }
     let to: Vec<_> = forwards.into_iter().map(|forward| forward.to).collect();
     let reach = Reach::find(&config, &through, &to, &limits).await?;
+    let route = Gated::new(reach.clone(), Arc::clone(&limits));
     let mut text = String::new();
     let mut addresses = Vec::new();
     for (listener, to) in listeners {
@@ -51,7 +52,7 @@ pub async fn run(
         text.push_str(&format!("{address} -> {to}\n"));
         addresses.push(address);
         let (token, tracker) = (shutdown.token().clone(), shutdown.tracker().clone());
-        tokio::spawn(listener.forward(reach.clone(), to, Arc::clone(&limits), token, tracker));
+        tokio::spawn(listener.forward(route.clone(), to, Arc::clone(&limits), token, tracker));
     }
     // Nobody may be reading; the ports work all the same.
     let _ = io::stdout().write_all(text.as_bytes());

@@ -15,7 +15,7 @@ use crate::identity::Identity;
 use crate::limits::Limits;
 use crate::name::NostrName;
 use crate::proxy::exits::{Exits, Via};
-use crate::proxy::{Chooser, Listener, Names, Plan, Router};
+use crate::proxy::{Chooser, Gated, Listener, Names, Plan, Router};
 use crate::tunnel::Tunnel;
 
 /// Runs a proxy until the end is asked for and its connections are done. On SIGHUP, the names are asked of `reread`.
@@ -42,6 +42,7 @@ pub async fn run(
     let (tunnel, router) = start_router(&config, &limits)?;
     let names = router.names().clone();
     let reloading = tokio::spawn(reload::follow(hangups, reread, move |config| names.read_again(config.names.clone())));
+    let router = Gated::new(router, Arc::clone(&limits));
     let addresses: Vec<_> = listeners.iter().map(Listener::local_addr).collect();
     for listener in listeners {
         let (token, tracker) = (shutdown.token().clone(), shutdown.tracker().clone());
