@@ -7,11 +7,11 @@
 //! | 6 | [`cli`] | the command line |
 //! | 5 | [`config`], [`run`] | the layered configuration; one file per command that stays up |
 //! | 4 | [`proxy`], [`exit`] | listeners, SOCKS, HTTP, routing; services |
-//! | 3 | [`tunnel`], [`directory`] | sessions on relay links; streams as `AsyncRead + AsyncWrite`; exits announced and found |
+//! | 3 | [`tunnel`], [`directory`], [`tls`] | sessions on relay links; streams as `AsyncRead + AsyncWrite`; exits announced and found; certificates |
 //! | 2 | [`relay`], [`dial`] | one link, the set of links, NIP-11, the embedded server; from a name to a TCP connection |
 //! | 1 | [`stream`] | the engine without I/O and without a clock |
 //! | 1 | [`identity`] | a lasting key, proved to an exit |
-//! | 0 | [`name`], [`message`], [`envelope`], [`error`], [`limits`], [`destination`], [`addresses`], [`pattern`] | names, messages, events, the error table, limits, destinations, reserved addresses, what rules speak of |
+//! | 0 | [`name`], [`message`], [`envelope`], [`error`], [`limits`], [`destination`], [`addresses`], [`pattern`], [`private_file`] | names, messages, events, the error table, limits, destinations, reserved addresses, what rules speak of, files with secrets |
 
 pub mod addresses;
 pub mod cli;
@@ -27,10 +27,12 @@ pub mod limits;
 pub mod message;
 pub mod name;
 pub mod pattern;
+pub mod private_file;
 pub mod proxy;
 pub mod relay;
 pub mod run;
 pub mod stream;
+pub mod tls;
 pub mod tunnel;
 
 pub use error::{Error, ErrorKind};

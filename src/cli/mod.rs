@@ -12,7 +12,7 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use crate::config::{LogFilter, Settings, Sources};
 use crate::run::RunError;
 
-pub use self::args::{DemoArgs, ExitArg, ExitArgs, ExitsArgs, ProxyArgs, RelayArgs, ServiceArg};
+pub use self::args::{CertArgs, DemoArgs, ExitArg, ExitArgs, ExitsArgs, NameArg, ProxyArgs, RelayArgs, ServiceArg};
 pub use self::start::{complain, dispatch, print_name, refuse};
 
 /// TCP over Nostr relays: reach a service by its key, with no public address and no DNS (NIP-74).
@@ -74,6 +74,11 @@ pub enum Command {
     /// Anybody can announce an exit and call it what he likes: an exit sees where you go, and everything that is not
     /// encrypted. Use one whose key you have from its owner.
     Exits(ExitsArgs),
+    /// Print the TLS certificate that an exit has published.
+    ///
+    /// It is looked for on the relays of the name, and believed if the exit's key has signed it: curl --cacert
+    /// <(nws cert NAME) https://NAME/ then needs no --insecure. The fingerprint goes to standard error.
+    Cert(CertArgs),
     /// Run a small Nostr relay in memory.
     ///
     /// For a try, a test, or a tunnel of your own. It keeps nothing when it ends.
@@ -95,6 +100,7 @@ impl Command {
             Self::Proxy(_) => "proxy",
             Self::Exit(_) => "exit",
             Self::Exits(_) => "exits",
+            Self::Cert(_) => "cert",
             Self::Relay(_) => "relay",
             Self::Demo(_) => "demo",
             Self::Name(_) => "name",
@@ -118,7 +124,7 @@ impl Cli {
         let log = &mut settings.config.log;
         if let Some(filter) = self.global.log.clone().or_else(|| LogFilter::for_verbosity(steps)) {
             log.filter = filter;
-        } else if matches!(self.command, Command::Demo(_) | Command::Exits(_)) && log.filter == LogFilter::default() {
+        } else if matches!(self.command, Command::Demo(_) | Command::Exits(_) | Command::Cert(_)) && log.filter == LogFilter::default() {
             // These tell their own story, and the log would talk over it.
             log.filter = LogFilter::for_verbosity(-1).unwrap_or_default();
         }
@@ -135,8 +141,10 @@ impl Cli {
             Command::Exit(args) => {
                 args.apply(&mut settings)?;
                 settings.fill_exit(&sources)?;
+                args.add_tls(&mut settings.config.exit)?;
                 ExitArgs::check(&settings.config)?;
             }
+            Command::Cert(_) => settings.fill_proxy(&sources)?,
             Command::Relay(args) => args.apply(&mut settings.config),
             Command::Demo(_) | Command::Name(_) => {}
         }

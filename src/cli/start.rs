@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use tokio::runtime::Builder;
 
 use super::name::{self, NameArgs};
-use super::{Cli, Command};
+use super::{Cli, Command, NameArg};
 use crate::config::{Settings, Sources};
 use crate::run::shutdown::{Shutdown, signals};
 use crate::run::{self, EXIT_USAGE, RunError};
@@ -49,6 +49,11 @@ async fn start(cli: Cli, settings: Settings, shutdown: Shutdown) -> Result<(), R
             run::exit::run(settings.config, keys, shutdown, reread).await
         }
         Command::Exits(args) => run::exits::run(settings.config, args.wait, args.probe, args.json, shutdown).await,
+        Command::Cert(args) => {
+            let relays = args.relays(&settings.config)?.to_vec();
+            let NameArg { text, name } = &args.name;
+            run::cert::run(settings.config.limits, text, name, &relays, args.wait, shutdown).await
+        }
         Command::Relay(_) => run::relay::run(settings.config, shutdown).await,
         Command::Demo(args) => run::demo::run(settings.config, args.once, shutdown).await,
     }
