@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use nostr::RelayUrl;
 
 use crate::config::{
@@ -16,6 +16,7 @@ use crate::name::{NameError, NostrName, parse_relay};
 use crate::proxy::Optimistic;
 use crate::proxy::exits::{ExitName, Exits};
 use crate::run::RunError;
+use crate::run::trust::Stores;
 
 /// Flags of `nws proxy`.
 #[derive(Debug, Clone, Default, Args)]
@@ -296,6 +297,72 @@ impl CertArgs {
         let found = [&self.relays, &self.name.name.relays, &config.relays].into_iter().find(|relays| !relays.is_empty());
         let way_out = "give --relay URL, or set relays in the configuration";
         found.map(Vec::as_slice).ok_or_else(|| RunError::Usage(format!("the name carries no relay; {way_out}")))
+    }
+}
+
+/// What `nws trust` does.
+#[derive(Debug, Clone, Subcommand)]
+pub enum TrustCommand {
+    /// Make the authority, and say how it is installed.
+    Init(TrustDirectory),
+    /// Put its certificate into the stores of the system and of browsers.
+    ///
+    /// Says what was done and what could not be. The system's store needs root; browsers' need certutil.
+    Install(StoreArgs),
+    /// Take its certificate out of these stores again.
+    Remove(StoreArgs),
+}
+
+/// Where the authority is kept.
+#[derive(Debug, Clone, Default, Args)]
+pub struct TrustDirectory {
+    /// Directory of the authority. [default: nws/trust in the state directory]
+    #[arg(long, value_name = "PATH")]
+    pub directory: Option<PathBuf>,
+}
+
+/// Which stores are meant.
+#[derive(Debug, Clone, Default, Args)]
+pub struct StoreArgs {
+    /// Where the authority is kept.
+    #[command(flatten)]
+    pub directory: TrustDirectory,
+    /// Only this store; may be given several times. [default: system and browsers]
+    #[arg(long = "store", value_name = "STORE")]
+    pub stores: Vec<StoreArg>,
+    /// Another NSS database, by its directory, such as a Firefox profile; may be given several times. Without --store
+    /// it is the only one.
+    #[arg(long, value_name = "PATH")]
+    pub nss: Vec<PathBuf>,
+}
+
+impl StoreArgs {
+    /// Which stores they mean.
+    #[must_use]
+    pub fn stores(&self) -> Stores {
+        let all = self.stores.is_empty() && self.nss.is_empty();
+        let has = |store| all || self.stores.contains(&store);
+        Stores { system: has(StoreArg::System), browsers: has(StoreArg::Browsers), nss: self.nss.clone() }
+    }
+}
+
+/// The value of `--store`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum StoreArg {
+    /// That of the system, which most programs look at.
+    System,
+    /// Those of Chromium and Firefox in the home directory.
+    Browsers,
+}
+
+impl TrustCommand {
+    /// Where the authority is kept, as far as the flags say.
+    #[must_use]
+    pub const fn directory(&self) -> Option<&PathBuf> {
+        match self {
+            Self::Init(directory) => directory.directory.as_ref(),
+            Self::Install(args) | Self::Remove(args) => args.directory.directory.as_ref(),
+        }
     }
 }
 

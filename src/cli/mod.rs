@@ -12,7 +12,9 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use crate::config::{LogFilter, Settings, Sources};
 use crate::run::RunError;
 
-pub use self::args::{CertArgs, DemoArgs, ExitArg, ExitArgs, ExitsArgs, NameArg, ProxyArgs, RelayArgs, ServiceArg};
+pub use self::args::{CertArgs, DemoArgs, ExitArg, ExitArgs, ExitsArgs, NameArg, ProxyArgs, RelayArgs, ServiceArg, StoreArg, StoreArgs, TrustCommand,
+    TrustDirectory,
+};
 pub use self::start::{complain, dispatch, print_name, refuse};
 
 /// TCP over Nostr relays: reach a service by its key, with no public address and no DNS (NIP-74).
@@ -79,6 +81,12 @@ pub enum Command {
     /// It is looked for on the relays of the name, and believed if the exit's key has signed it: curl --cacert
     /// <(nws cert NAME) https://NAME/ then needs no --insecure. The fingerprint goes to standard error.
     Cert(CertArgs),
+    /// Make every .nostr service https in this machine's browsers.
+    ///
+    /// A local authority, trusted by this machine's browsers for names that end in .nostr and for no others, lets the
+    /// proxy (nws proxy --trust) end TLS itself, so that pages from .nostr names are secure contexts.
+    #[command(subcommand)]
+    Trust(TrustCommand),
     /// Run a small Nostr relay in memory.
     ///
     /// For a try, a test, or a tunnel of your own. It keeps nothing when it ends.
@@ -101,6 +109,7 @@ impl Command {
             Self::Exit(_) => "exit",
             Self::Exits(_) => "exits",
             Self::Cert(_) => "cert",
+            Self::Trust(_) => "trust",
             Self::Relay(_) => "relay",
             Self::Demo(_) => "demo",
             Self::Name(_) => "name",
@@ -124,7 +133,7 @@ impl Cli {
         let log = &mut settings.config.log;
         if let Some(filter) = self.global.log.clone().or_else(|| LogFilter::for_verbosity(steps)) {
             log.filter = filter;
-        } else if matches!(self.command, Command::Demo(_) | Command::Exits(_) | Command::Cert(_)) && log.filter == LogFilter::default() {
+        } else if matches!(self.command, Command::Demo(_) | Command::Exits(_) | Command::Cert(_) | Command::Trust(_)) && log.filter == LogFilter::default() {
             // These tell their own story, and the log would talk over it.
             log.filter = LogFilter::for_verbosity(-1).unwrap_or_default();
         }
@@ -145,6 +154,10 @@ impl Cli {
                 ExitArgs::check(&settings.config)?;
             }
             Command::Cert(_) => settings.fill_proxy(&sources)?,
+            Command::Trust(what) => {
+                let configured = &mut settings.config.proxy.trust.directory;
+                *configured = what.directory().cloned().or(configured.take());
+            }
             Command::Relay(args) => args.apply(&mut settings.config),
             Command::Demo(_) | Command::Name(_) => {}
         }

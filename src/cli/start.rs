@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use tokio::runtime::Builder;
 
 use super::name::{self, NameArgs};
-use super::{Cli, Command, NameArg};
+use super::{Cli, Command, NameArg, TrustCommand};
 use crate::config::{Settings, Sources};
 use crate::run::shutdown::{Shutdown, signals};
 use crate::run::{self, EXIT_USAGE, RunError};
@@ -53,6 +53,14 @@ async fn start(cli: Cli, settings: Settings, shutdown: Shutdown) -> Result<(), R
             let relays = args.relays(&settings.config)?.to_vec();
             let NameArg { text, name } = &args.name;
             run::cert::run(settings.config.limits, text, name, &relays, args.wait, shutdown).await
+        }
+        Command::Trust(what) => {
+            let directory = run::trust::directory(&settings.config.proxy.trust)?;
+            match what {
+                TrustCommand::Init(_) => run::trust::init(&directory),
+                TrustCommand::Install(args) => run::trust::install(&directory, &args.stores()),
+                TrustCommand::Remove(args) => run::trust::remove(&directory, &args.stores()),
+            }
         }
         Command::Relay(_) => run::relay::run(settings.config, shutdown).await,
         Command::Demo(args) => run::demo::run(settings.config, args.once, shutdown).await,

@@ -4,13 +4,16 @@ mod choose;
 pub mod connect;
 pub mod exits;
 mod http;
+mod intercept;
 pub mod listener;
 mod open;
 mod page;
+mod pins;
 mod route;
 mod socks;
 
 pub use choose::Chooser;
+pub use intercept::Interceptor;
 pub use listener::Listener;
 pub use open::Route;
 pub use route::{Optimistic, Plan, Router};

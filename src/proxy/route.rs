@@ -15,6 +15,7 @@ use tower::Service;
 use super::choose::Chooser;
 use super::connect::{BoxedIo, Connect, Destination, Host};
 use super::exits::{Exits, Rule, Via};
+use super::intercept::Interceptor;
 use crate::addresses::reserved;
 use crate::dial::{Network, SystemNetwork, dial};
 use crate::error::{Error, ErrorKind};
@@ -67,6 +68,7 @@ pub struct Router {
     optimistic: Optimistic,
     isolate_destinations: bool,
     plan: Arc<Plan>,
+    interceptor: Option<Arc<Interceptor>>,
 }
 
 impl Router {
@@ -75,13 +77,19 @@ impl Router {
     pub fn new(tunnel: Arc<Tunnel>, optimistic: Optimistic) -> Self {
         let chooser = Chooser::new(Arc::clone(&tunnel), None, Exits::default(), Vec::new());
         let plan = Plan { rules: Vec::new(), chooser, network: Arc::new(SystemNetwork), dial_timeout: Duration::ZERO };
-        Self { tunnel, optimistic, isolate_destinations: false, plan: Arc::new(plan) }
+        Self { tunnel, optimistic, isolate_destinations: false, plan: Arc::new(plan), interceptor: None }
     }
 
     /// Whether streams to different hosts through the same exit share no session.
     #[must_use]
     pub fn isolating_destinations(self, isolate: bool) -> Self {
         Self { isolate_destinations: isolate, ..self }
+    }
+
+    /// Ends TLS for `.nostr` names with the authority of this machine.
+    #[must_use]
+    pub fn with_interceptor(self, interceptor: Interceptor) -> Self {
+        Self { interceptor: Some(Arc::new(interceptor)), ..self }
     }
 
     /// Whose streams may share a session with this one.
@@ -129,12 +137,17 @@ impl Service<Connect> for Router {
     fn call(&mut self, connect: Connect) -> Self::Future {
         let (tunnel, optimistic, plan) = (Arc::clone(&self.tunnel), self.optimistic, Arc::clone(&self.plan));
         let compartment = self.compartment(&connect);
+        let interceptor = self.interceptor.clone();
         Box::pin(async move {
             if let Host::Name(host) = &connect.destination.host
                 && name::is_nostr(host)
             {
                 let name = host.parse::<NostrName>()?;
                 let (port, early) = (connect.destination.port, &connect.early_data);
+                // What waits for an answer here is a plain HTTP request of our own.
+                if let Some(interceptor) = interceptor.filter(|i| !connect.eager && i.serves(host, port)) {
+                    return interceptor.open(compartment, name, host, early).await;
+                }
                 let stream = match hold(&tunnel, optimistic, compartment, &name, &connect) {
                     Some(hold) => tunnel.open_eager(compartment, &name, port, early, hold).await?,
                     None => tunnel.open(compartment, &name, port, early).await?,

@@ -12,6 +12,7 @@ pub mod proxy;
 pub mod relay;
 pub mod reload;
 pub mod shutdown;
+pub mod trust;
 
 use std::io;
 

@@ -7,21 +7,22 @@ use tokio::sync::Semaphore;
 
 use super::info::Info;
 use super::shutdown::Shutdown;
-use super::{RunError, key};
-use crate::config::{Config, ProxyConfig};
+use super::{RunError, key, trust};
+use crate::config::{Config, ProxyConfig, TrustConfig};
 use crate::dial::SystemNetwork;
 use crate::directory::Directory;
 use crate::identity::Identity;
 use crate::limits::Limits;
 use crate::name::NostrName;
 use crate::proxy::exits::{Exits, Via};
-use crate::proxy::{Chooser, Listener, Plan, Router};
+use crate::proxy::{Chooser, Interceptor, Listener, Plan, Router};
+use crate::tls::Authority;
 use crate::tunnel::Tunnel;
 
 /// Runs a proxy until the end is asked for and its connections are done.
 ///
 /// # Errors
-/// When an address cannot be listened on, the key of its identity cannot be used, or the information file cannot be written.
+/// When an address cannot be listened on, the key of its identity or of the local authority cannot be used, or the information file cannot be written.
 pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     let limits = Arc::new(config.limits.clone());
     let slots = Arc::new(Semaphore::new(limits.proxy_connections.min(Semaphore::MAX_PERMITS)));
@@ -33,12 +34,16 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
         listeners.push(listener.with_slots(Arc::clone(&slots)));
     }
     let identity = identity(&config.proxy)?;
+    let authority = authority(&config.proxy.trust)?;
     let tunnel = Tunnel::new(config.relays.clone(), Arc::clone(&limits)).with_identity(identity);
     let tunnel = Arc::new(tunnel);
     let plan = plan(&tunnel, config.proxy.clone(), &config.relays, &limits);
-    let router = Router::new(Arc::clone(&tunnel), config.proxy.optimistic)
+    let mut router = Router::new(Arc::clone(&tunnel), config.proxy.optimistic)
         .isolating_destinations(config.proxy.isolate_destinations)
         .with_plan(plan);
+    if let Some(authority) = authority {
+        router = router.with_interceptor(Interceptor::new(Arc::clone(&tunnel), authority, Arc::clone(&limits)));
+    }
     let addresses: Vec<_> = listeners.iter().map(Listener::local_addr).collect();
     for listener in listeners {
         let (token, tracker) = (shutdown.token().clone(), shutdown.tracker().clone());
@@ -52,6 +57,17 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     shutdown.drain().await;
     tunnel.close().await;
     Ok(())
+}
+
+/// The authority of this machine, if the proxy is to end TLS with it.
+fn authority(config: &TrustConfig) -> Result<Option<Authority>, RunError> {
+    if !config.enabled {
+        return Ok(None);
+    }
+    let authority = Authority::load(&trust::directory(config)?)?;
+    let fingerprint = authority.fingerprint();
+    tracing::info!(%fingerprint, "TLS of .nostr names ends here, with certificates of this local authority");
+    Ok(Some(authority))
 }
 
 /// The identity that is shown to some exits, if there is one.

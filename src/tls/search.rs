@@ -111,3 +111,31 @@ impl Found {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use nostr::JsonUtil;
+    use rustls::pki_types::CertificateDer;
+
+    use super::*;
+
+    #[test]
+    fn the_newest_word_of_the_exit_counts_and_no_other() {
+        let (keys, other) = (Keys::generate(), Keys::generate());
+        let exit = keys.public_key();
+        let now = Timestamp::now().as_secs();
+        let event = |created_at: u64, signer: &Keys| {
+            let certificates = vec![CertificateDer::from(created_at.to_be_bytes().to_vec())];
+            let said = Published { exit: signer.public_key(), created_at, certificates };
+            IncomingEvent::parse(&said.sign(signer).unwrap().as_json()).unwrap()
+        };
+        let mut found = Found::default();
+        for (created_at, signer) in
+            [(now - 10, &keys), (now - 5, &keys), (now - 20, &keys), (now, &other), (now + 2 * AHEAD_MAX, &keys)]
+        {
+            found.judge(&event(created_at, signer), &exit);
+        }
+        assert_eq!(found.published.unwrap().created_at, now - 5);
+        assert_eq!(found.disbelieved.len(), 2, "{:?}", found.disbelieved);
+    }
+}
