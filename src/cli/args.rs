@@ -9,9 +9,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 use nostr::RelayUrl;
 
-use crate::config::{
-    Config, ExitConfig, ListenAddr, Service, Settings, Target, TlsPort, ValueError, parse_port,
-};
+use crate::config::{Config, ExitConfig, ListenAddr, Service, Settings, Target, TlsPort, ValueError, parse_port};
 use crate::name::{NameError, NostrName, parse_relay};
 use crate::proxy::Optimistic;
 use crate::proxy::exits::{ExitName, Exits};
@@ -294,7 +292,8 @@ impl CertArgs {
     ///
     /// There is none.
     pub fn relays<'a>(&'a self, config: &'a Config) -> Result<&'a [RelayUrl], RunError> {
-        let found = [&self.relays, &self.name.name.relays, &config.relays].into_iter().find(|relays| !relays.is_empty());
+        let found =
+            [&self.relays, &self.name.name.relays, &config.relays].into_iter().find(|relays| !relays.is_empty());
         let way_out = "give --relay URL, or set relays in the configuration";
         found.map(Vec::as_slice).ok_or_else(|| RunError::Usage(format!("the name carries no relay; {way_out}")))
     }

@@ -12,8 +12,9 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use crate::config::{LogFilter, Settings, Sources};
 use crate::run::RunError;
 
-pub use self::args::{CertArgs, DemoArgs, ExitArg, ExitArgs, ExitsArgs, NameArg, ProxyArgs, RelayArgs, ServiceArg, StoreArg, StoreArgs, TrustCommand,
-    TrustDirectory,
+pub use self::args::{
+    CertArgs, DemoArgs, ExitArg, ExitArgs, ExitsArgs, NameArg, ProxyArgs, RelayArgs, ServiceArg, StoreArg, StoreArgs,
+    TrustCommand, TrustDirectory,
 };
 pub use self::start::{complain, dispatch, print_name, refuse};
 
@@ -133,7 +134,9 @@ impl Cli {
         let log = &mut settings.config.log;
         if let Some(filter) = self.global.log.clone().or_else(|| LogFilter::for_verbosity(steps)) {
             log.filter = filter;
-        } else if matches!(self.command, Command::Demo(_) | Command::Exits(_) | Command::Cert(_) | Command::Trust(_)) && log.filter == LogFilter::default() {
+        } else if matches!(self.command, Command::Demo(_) | Command::Exits(_) | Command::Cert(_) | Command::Trust(_))
+            && log.filter == LogFilter::default()
+        {
             // These tell their own story, and the log would talk over it.
             log.filter = LogFilter::for_verbosity(-1).unwrap_or_default();
         }

@@ -127,7 +127,13 @@ impl Interceptor {
     }
 
     /// One client from its first byte to its last.
-    async fn serve(&self, compartment: Compartment, name: &NostrName, host: &str, mut client: Client) -> io::Result<()> {
+    async fn serve(
+        &self,
+        compartment: Compartment,
+        name: &NostrName,
+        host: &str,
+        mut client: Client,
+    ) -> io::Result<()> {
         let late = |_| io::Error::from(io::ErrorKind::TimedOut);
         let patience = self.limits.handshake_timeout;
         let first = timeout(patience, client.fill_buf()).await.map_err(late)??.first().copied();
@@ -142,8 +148,7 @@ impl Interceptor {
             }
         }
         let hello = timeout(patience, LazyConfigAcceptor::new(Acceptor::default(), client)).await.map_err(late)??;
-        let offered: Vec<Vec<u8>> =
-            hello.client_hello().alpn().into_iter().flatten().map(<[u8]>::to_vec).collect();
+        let offered: Vec<Vec<u8>> = hello.client_hello().alpn().into_iter().flatten().map(<[u8]>::to_vec).collect();
         let leaf = self.authority.leaf(host, SystemTime::now()).map_err(io::Error::other)?;
         let outcome = timeout(self.limits.open_timeout, self.reach(compartment, name, &offered)).await;
         let outcome = outcome.unwrap_or_else(|_| {
@@ -164,6 +169,8 @@ impl Interceptor {
 
     /// The way to the service, which is offered these protocols.
     async fn reach(&self, compartment: Compartment, name: &NostrName, offered: &[Vec<u8>]) -> Result<Far, Refusal> {
+        // Held, so that the relays are connected to once for both the certificate and the stream.
+        let _links: Vec<_> = self.tunnel.relays_of(name)?.iter().map(|relay| self.tunnel.link(relay)).collect();
         let mut pin = self.pins.get(&self.tunnel, name).await?;
         let mut again = true;
         loop {

@@ -49,7 +49,9 @@ pub async fn run(
         let _ = stderr.write_all(describe(certificate, index, text, name, SystemTime::now()).as_bytes());
     }
     let text = pem::write(&published.certificates);
-    io::stdout().write_all(text.as_bytes()).map_err(|source| RunError::System { what: "cannot write the answer", source })
+    io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(|source| RunError::System { what: "cannot write the answer", source })
 }
 
 /// What people should know of a certificate before they rely on it for this name.
@@ -63,7 +65,9 @@ fn describe(certificate: &CertificateDer<'_>, index: usize, text: &str, name: &N
     let pin = BASE64.encode_to_string(facts.key_sha256);
     out.push_str(&format!("  valid {}\n  public key sha256//{pin}\n", facts.validity));
     if !facts.is_valid_at(seconds(now)) {
-        out.push_str("  warning: it is not valid today, so clients that look at dates refuse it, also as --cacert; what is\n");
+        out.push_str(
+            "  warning: it is not valid today, so clients that look at dates refuse it, also as --cacert; what is\n",
+        );
         out.push_str(&format!("  left is its public key: curl --insecure --pinnedpubkey 'sha256//{pin}'\n"));
     }
     let shortest = || forms(name).into_iter().filter(|form| facts.covers(form)).min_by_key(String::len);
@@ -74,7 +78,9 @@ fn describe(certificate: &CertificateDer<'_>, index: usize, text: &str, name: &N
         out.push_str(&format!("  {}\n", way_out(shortest().as_deref(), name)));
     } else if !facts.covers(text) {
         let names = if facts.names.is_empty() { "no name".to_owned() } else { facts.names.join(", ") };
-        out.push_str(&format!("  warning: it is not for this name, so clients that compare names refuse it; it is for {names}\n"));
+        out.push_str(&format!(
+            "  warning: it is not for this name, so clients that compare names refuse it; it is for {names}\n"
+        ));
     }
     out
 }

@@ -117,7 +117,8 @@ fn certificate(config: &ExitConfig, name: &NostrName, with_tls: &BTreeSet<u16>) 
         None if with_tls.is_empty() => return Ok(None),
         None => {
             let ours = || super::key::state_directory().map(|state| state.join("tls"));
-            let none = || RunError::Usage("no home directory to keep the certificate in; set exit.tls.directory".to_owned());
+            let none =
+                || RunError::Usage("no home directory to keep the certificate in; set exit.tls.directory".to_owned());
             Source::Made { name: name.clone(), directory: directory.or_else(ours).ok_or_else(none)? }
         }
     };
@@ -128,7 +129,10 @@ fn certificate(config: &ExitConfig, name: &NostrName, with_tls: &BTreeSet<u16>) 
         let host = name.to_string();
         if !facts.covers(&host) {
             let names = facts.names.join(", ");
-            tracing::warn!(names, "the TLS certificate is not for the exit's name; clients that compare names refuse it");
+            tracing::warn!(
+                names,
+                "the TLS certificate is not for the exit's name; clients that compare names refuse it"
+            );
         }
         if !facts.is_valid_at(seconds(SystemTime::now())) {
             tracing::warn!("the TLS certificate is not valid today; clients that look at dates refuse it");

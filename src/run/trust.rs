@@ -102,7 +102,8 @@ fn each(
     mut act: impl FnMut(&Root<'_>, &Store) -> Result<String, String>,
 ) -> Result<usize, RunError> {
     let certificate = read_root(directory)?;
-    let root = Root::new(&certificate).map_err(|why| TlsError::content(root_path(directory).display().to_string(), why))?;
+    let root =
+        Root::new(&certificate).map_err(|why| TlsError::content(root_path(directory).display().to_string(), why))?;
     say(&format!("SHA-256 {}", Fingerprint::of(&certificate)))?;
     let mut failed = 0;
     let mut meant: Vec<Store> = Vec::new();

@@ -77,7 +77,8 @@ pub fn root_path(directory: &Path) -> PathBuf {
 /// It is no certificate.
 pub fn title(root: &CertificateDer<'_>) -> Result<String, String> {
     use x509_parser::prelude::{FromDer, X509Certificate};
-    let (_, parsed) = X509Certificate::from_der(root).map_err(|error| format!("it is no X.509 certificate: {error}"))?;
+    let (_, parsed) =
+        X509Certificate::from_der(root).map_err(|error| format!("it is no X.509 certificate: {error}"))?;
     let mut names = parsed.subject().iter_common_name().filter_map(|name| name.as_str().ok());
     names.next().map(str::to_owned).ok_or_else(|| "it has no name".to_owned())
 }
@@ -167,7 +168,8 @@ impl Authority {
     /// Whether a host can have a certificate of this authority: it ends in `.nostr`, and a certificate can hold it.
     #[must_use]
     pub fn serves(host: &str) -> bool {
-        let below = host.to_ascii_lowercase().strip_suffix(SUFFIX).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'));
+        let below =
+            host.to_ascii_lowercase().strip_suffix(SUFFIX).is_some_and(|rest| rest.len() > 1 && rest.ends_with('.'));
         below && fits(host) && host.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-.".contains(&byte))
     }
 
@@ -185,9 +187,7 @@ impl Authority {
             let why = "the root certificate has expired; make another one with `nws trust remove` and `nws trust init`";
             return Err(TlsError::content("the local authority", why));
         }
-        let is_fresh = |leaf: &Leaf| {
-            now.duration_since(leaf.made).is_ok_and(|age| age < LEAF_LIFETIME / 2)
-        };
+        let is_fresh = |leaf: &Leaf| now.duration_since(leaf.made).is_ok_and(|age| age < LEAF_LIFETIME / 2);
         let mut leaves = self.leaves.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(leaf) = leaves.get(&host).filter(|leaf| is_fresh(leaf)) {
             return Ok(Arc::clone(&leaf.certified));

@@ -207,7 +207,8 @@ impl Certificate {
     /// Either cannot be read, or they are not of each other.
     pub fn own(what: &str, chain: &str, what_key: &str, key: &[u8]) -> Result<Self, TlsError> {
         let key = PrivateKeyDer::from_pem_slice(key);
-        let key = key.map_err(|error| TlsError::content(what_key, format!("there is no private key in it: {error}")))?;
+        let key =
+            key.map_err(|error| TlsError::content(what_key, format!("there is no private key in it: {error}")))?;
         Self::of(what, chain, key)
     }
 

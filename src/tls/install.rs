@@ -24,11 +24,8 @@ const SYSTEM_STORES: [(&str, &[&str]); 4] = [
 const CHROMIUM: [&str; 2] = [".pki/nssdb", "snap/chromium/current/.pki/nssdb"];
 
 /// Where Firefox keeps its profiles, below the home directory.
-const FIREFOX: [&str; 3] = [
-    ".mozilla/firefox",
-    "snap/firefox/common/.mozilla/firefox",
-    ".var/app/org.mozilla.firefox/.mozilla/firefox",
-];
+const FIREFOX: [&str; 3] =
+    [".mozilla/firefox", "snap/firefox/common/.mozilla/firefox", ".var/app/org.mozilla.firefox/.mozilla/firefox"];
 
 /// The file of an NSS database in its present form.
 const NSS_FILE: &str = "cert9.db";

@@ -105,8 +105,7 @@ impl Made<'_> {
         let current = self.read(&path, now)?;
         let next = self.read(&next_path, now)?;
         let promote = |next| {
-            fs::rename(&next_path, &path)
-                .map_err(|source| PrivateFileError::Io { path: next_path.clone(), source })?;
+            fs::rename(&next_path, &path).map_err(|source| PrivateFileError::Io { path: next_path.clone(), source })?;
             tracing::info!("the next TLS certificate is in use from now on");
             Ok::<_, TlsError>(next)
         };

@@ -8,8 +8,8 @@ pub mod install;
 pub mod kept;
 pub mod pem;
 pub mod pinned;
-pub mod publisher;
 pub mod published;
+pub mod publisher;
 pub mod search;
 
 use std::sync::Arc;

@@ -32,7 +32,11 @@ pub fn write(certificates: &[CertificateDer<'_>]) -> String {
 pub fn read(text: &str, max: usize) -> Result<Vec<CertificateDer<'static>>, String> {
     let found = CertificateDer::pem_slice_iter(text.as_bytes()).take(max).collect::<Result<Vec<_>, _>>();
     let found = found.map_err(|error| format!("no PEM: {error}"))?;
-    if found.is_empty() { Err("there is no certificate in it (-----BEGIN CERTIFICATE-----)".to_owned()) } else { Ok(found) }
+    if found.is_empty() {
+        Err("there is no certificate in it (-----BEGIN CERTIFICATE-----)".to_owned())
+    } else {
+        Ok(found)
+    }
 }
 
 #[cfg(test)]

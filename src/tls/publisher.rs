@@ -41,11 +41,7 @@ impl fmt::Debug for Publisher {
 impl Publisher {
     /// A publisher of an exit's certificates on these links.
     #[must_use]
-    pub fn new(
-        keys: Keys,
-        links: &[Arc<Link>],
-        certificates: watch::Receiver<Vec<CertificateDer<'static>>>,
-    ) -> Self {
+    pub fn new(keys: Keys, links: &[Arc<Link>], certificates: watch::Receiver<Vec<CertificateDer<'static>>>) -> Self {
         let (notices_tx, notices) = mpsc::unbounded_channel();
         let attach = |link: &Arc<Link>| (link.id(), link.attach(keys.clone(), notices_tx.clone(), None));
         Self {
@@ -111,7 +107,8 @@ impl Publisher {
     fn publish(&mut self) {
         let Some(event) = &self.last else { return };
         let attachments = &self.attachments;
-        self.due
-            .retain(|path| attachments.get(path).is_some_and(|attachment| !attachment.try_publish(event.into(), false)));
+        self.due.retain(|path| {
+            attachments.get(path).is_some_and(|attachment| !attachment.try_publish(event.into(), false))
+        });
     }
 }

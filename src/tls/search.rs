@@ -84,7 +84,10 @@ pub async fn search(links: &[Arc<Link>], exit: PublicKey, limit: Duration) -> Re
     }
     if found.published.is_none() && told.is_empty() && up.is_subset(&failed) {
         let why = why.unwrap_or_else(|| "none of them answers".to_owned());
-        return Err(Error::new(ErrorKind::NetworkUnreachable, format!("no relay could be asked for the certificate: {why}")));
+        return Err(Error::new(
+            ErrorKind::NetworkUnreachable,
+            format!("no relay could be asked for the certificate: {why}"),
+        ));
     }
     Ok(found)
 }
