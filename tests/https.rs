@@ -102,7 +102,7 @@ impl Setup<'_> {
 }
 
 async fn find(links: &[Arc<nws::relay::Link>], keys: &Keys) -> Option<Published> {
-    search(links, keys.public_key(), Duration::from_secs(30)).await.unwrap().published
+    search(links, keys.public_key(), Duration::from_secs(30)).await.unwrap().certificates()
 }
 
 /// A proxy that ends TLS with this authority, or does not.
@@ -355,4 +355,26 @@ async fn what_cannot_be_reached_is_a_page_and_what_is_no_tls_passes() {
     let mut heard = Vec::new();
     soon("the greeting and the echo", plain.read_to_end(&mut heard)).await.unwrap();
     assert!(heard.starts_with(backends::BANNER) && heard.ends_with(b"knock"), "{}", String::from_utf8_lossy(&heard));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_exit_that_takes_its_certificate_back_is_reached_without_tls() {
+    let (relay, service, home) = (TestRelay::start(), backends::http().await, tempfile::tempdir().unwrap());
+    let keys = Keys::generate();
+    let (authority, root) = authority();
+    let (proxy, _end) = proxy(Some(authority)).await;
+    let services = [(80, service.addr), (443, service.addr)];
+    let (with, without) = (&services[..], &services[..1]);
+    let setup = |services, tls| Setup { relay: &relay, keys: &keys, services, tls, alpn: &["http/1.1"] };
+    let shown = kept(&setup(with, &[443]).name(), home.path());
+    {
+        let site = setup(with, &[443]).start(&shown, shown.published().borrow().clone()).await;
+        download(secure(proxy, &site.name, std::slice::from_ref(&root), &[]).await.unwrap(), 1_000).await;
+        site.published.send_replace(Vec::new());
+        let links = Links::new(Arc::default());
+        let link = [links.get(&relay.url)];
+        soon("the empty event", async { while find(&link, &keys).await.is_some() {} }).await;
+    }
+    let site = setup(without, &[]).start(&shown, Vec::new()).await;
+    download(secure(proxy, &site.name, std::slice::from_ref(&root), &[]).await.unwrap(), 1_000).await;
 }

@@ -174,9 +174,11 @@ impl Interceptor {
         let mut pin = self.pins.get(&self.tunnel, name).await?;
         let mut again = true;
         loop {
-            let Some(published) = &pin.published else { return self.reach_plain(compartment, name, offered).await };
+            if pin.certificates().is_empty() {
+                return self.reach_plain(compartment, name, offered).await;
+            }
             let refusal = match self.tunnel.open(compartment, name, HTTPS, &[]).await {
-                Ok(stream) => match connect(stream, Pinned::to(published.certificates.clone()), offered).await {
+                Ok(stream) => match connect(stream, Pinned::to(pin.certificates().to_vec()), offered).await {
                     Ok(far) => return Ok(far),
                     Err(refusal) => refusal,
                 },
@@ -192,8 +194,7 @@ impl Interceptor {
             }
             again = false;
             let newer = self.pins.get_again(&self.tunnel, name, &pin).await?;
-            let certificates = |pin: &super::pins::Pin| pin.published.as_ref().map(|p| p.certificates.clone());
-            if certificates(&newer) == certificates(&pin) {
+            if newer.certificates() == pin.certificates() {
                 return Err(refusal);
             }
             pin = newer;

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use nostr::{PublicKey, RelayUrl};
+use rustls::pki_types::CertificateDer;
 use tokio::time::Instant;
 
 use crate::error::Error;
@@ -31,16 +32,21 @@ const EXITS_MAX: usize = 1024;
 /// What is known of an exit's certificates.
 #[derive(Debug, Clone)]
 pub(super) struct Pin {
-    /// What it has published, if anything.
-    pub(super) published: Option<Arc<Published>>,
+    /// The newest word of the exit, if there is any.
+    published: Option<Arc<Published>>,
     at: Instant,
     /// Whether it was looked for because what was known before was not what was shown.
     again: bool,
 }
 
 impl Pin {
+    /// What the exit may show; none if it has published nothing, or has taken it back.
+    pub(super) fn certificates(&self) -> &[CertificateDer<'static>] {
+        self.published.as_ref().map_or(&[], |published| &published.certificates)
+    }
+
     fn is_fresh(&self) -> bool {
-        let limit = if self.published.is_some() { FRESH } else { NONE_FRESH };
+        let limit = if self.certificates().is_empty() { NONE_FRESH } else { FRESH };
         self.at.elapsed() < limit
     }
 }

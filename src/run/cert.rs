@@ -41,7 +41,7 @@ pub async fn run(
     for why in &found.disbelieved {
         let _ = writeln!(stderr, "nws: an event was not believed: {why}");
     }
-    let Some(published) = found.published else {
+    let Some(published) = found.certificates() else {
         let why = "its exit has published no TLS certificate on these relays (exit.tls)";
         return Err(RunError::Failed(format!("{why}; without one, what it offers is reached as http://")));
     };

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::SystemTime;
 
 use nostr::Keys;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::info::Info;
@@ -18,6 +19,9 @@ use crate::name::NostrName;
 use crate::tls::certificate::seconds;
 use crate::tls::{Fingerprint, Kept, Publisher, Source};
 use crate::tunnel::Acceptor;
+
+/// The port of the web with TLS.
+const HTTPS: u16 = 443;
 
 /// Runs an exit until the end is asked for and its streams are done. On SIGHUP, who may connect is asked of `reread`.
 ///
@@ -40,7 +44,7 @@ pub async fn run(
     }
     let limits = Arc::new(config.limits);
     let name = NostrName::new(keys.public_key(), relays.clone());
-    let kept = certificate(&config.exit, &name, &with_tls)?;
+    let tls = certificate(&config.exit, &name, &with_tls)?;
     let mut acceptor = Acceptor::start(keys.clone(), &relays, Arc::clone(&limits));
     greet(&name, &services, &with_tls, policy.as_ref());
     tokio::select! {
@@ -54,10 +58,7 @@ pub async fn run(
     info.relays = Some(relays);
     let _info = info.write_if(config.exit.info_file.as_deref())?;
     let exit = Exit::public(services, policy.clone().map(Dialer::new), limits);
-    let publishing = match kept {
-        Some(kept) => Some(start_tls(kept, with_tls, &config.exit, &exit, &keys, &acceptor, &shutdown)?),
-        None => None,
-    };
+    let publishing = start_tls(tls, with_tls, &config.exit, &exit, &keys, &acceptor, &shutdown)?;
     let announcing = policy.as_ref().map(|policy| {
         let PublicConfig { announce_interval, name, contact, .. } = config.exit.public.clone();
         let profile = Profile { interval: announce_interval, ports: policy.open_ports(), name, contact };
@@ -105,21 +106,35 @@ fn services_of(config: &ExitConfig) -> (Services, BTreeSet<u16>) {
     (Services { by_port, default }, config.service.values().filter_map(tls).collect())
 }
 
+/// What an exit has to do with TLS.
+enum Tls {
+    /// Nothing.
+    None,
+    /// It had a certificate, which relays may still have, and shows none any more.
+    TakenBack,
+    /// It has this one.
+    Kept(Kept),
+}
+
 /// The certificate of the exit, if a service needs one or the operator has one to publish.
-fn certificate(config: &ExitConfig, name: &NostrName, with_tls: &BTreeSet<u16>) -> Result<Option<Kept>, RunError> {
+fn certificate(config: &ExitConfig, name: &NostrName, with_tls: &BTreeSet<u16>) -> Result<Tls, RunError> {
     let ExitTlsConfig { certificate, key, directory, .. } = config.tls.clone();
-    let source = match certificate {
-        Some(_) if key.is_none() && !with_tls.is_empty() => {
+    let directory = directory.or_else(|| super::key::state_directory().map(|state| state.join("tls")));
+    let made = directory.map(|directory| Source::Made { name: name.clone(), directory });
+    let source = match (certificate, made) {
+        (Some(_), _) if key.is_none() && !with_tls.is_empty() => {
             let reason = "a service is to have TLS, and exit.tls.certificate has no key; set exit.tls.key";
             return Err(RunError::Usage(reason.to_owned()));
         }
-        Some(certificate) => Source::Own { certificate, key },
-        None if with_tls.is_empty() => return Ok(None),
-        None => {
-            let ours = || super::key::state_directory().map(|state| state.join("tls"));
-            let none =
-                || RunError::Usage("no home directory to keep the certificate in; set exit.tls.directory".to_owned());
-            Source::Made { name: name.clone(), directory: directory.or_else(ours).ok_or_else(none)? }
+        (Some(certificate), _) => Source::Own { certificate, key },
+        (None, Some(made)) if with_tls.is_empty() => {
+            return Ok(if made.was_used() { Tls::TakenBack } else { Tls::None });
+        }
+        (None, Some(made)) => made,
+        (None, None) if with_tls.is_empty() => return Ok(Tls::None),
+        (None, None) => {
+            let reason = "no home directory to keep the certificate in; set exit.tls.directory";
+            return Err(RunError::Usage(reason.to_owned()));
         }
     };
     let kept = Kept::new(source, SystemTime::now())?;
@@ -138,23 +153,30 @@ fn certificate(config: &ExitConfig, name: &NostrName, with_tls: &BTreeSet<u16>) 
             tracing::warn!("the TLS certificate is not valid today; clients that look at dates refuse it");
         }
     }
-    Ok(Some(kept))
+    Ok(Tls::Kept(kept))
 }
 
 /// Ends TLS on these ports, and keeps the certificate up and published: the two tasks that do so.
 fn start_tls(
-    kept: Kept,
+    tls: Tls,
     with_tls: BTreeSet<u16>,
     config: &ExitConfig,
     exit: &Exit,
     keys: &Keys,
     acceptor: &Acceptor,
     shutdown: &Shutdown,
-) -> Result<(JoinHandle<()>, JoinHandle<()>), RunError> {
-    exit.set_terminator(Terminator::new(with_tls, kept.shown(), &config.tls.alpn)?);
-    let publisher = Publisher::new(keys.clone(), acceptor.links(), kept.published());
-    let publishing = tokio::spawn(publisher.run(shutdown.token().clone()));
-    Ok((tokio::spawn(kept.run()), publishing))
+) -> Result<Option<(JoinHandle<()>, JoinHandle<()>)>, RunError> {
+    let (keeping, published) = match tls {
+        Tls::None => return Ok(None),
+        Tls::TakenBack => (tokio::spawn(std::future::pending()), watch::channel(Vec::new()).1),
+        Tls::Kept(kept) => {
+            exit.set_terminator(Terminator::new(with_tls, kept.shown(), &config.tls.alpn)?);
+            let published = kept.published();
+            (tokio::spawn(kept.run()), published)
+        }
+    };
+    let publisher = Publisher::new(keys.clone(), acceptor.links(), published);
+    Ok(Some((keeping, tokio::spawn(publisher.run(shutdown.token().clone())))))
 }
 
 /// Who may connect to what.
@@ -174,6 +196,9 @@ fn access_of(config: &ExitConfig) -> Access {
 /// Tells the operator under which name the services are reached.
 fn greet(name: &NostrName, services: &Services, with_tls: &BTreeSet<u16>, policy: Option<&Policy>) {
     let mut text = format!("http://{name}/\n{}\n", name.npub());
+    if with_tls.contains(&HTTPS) {
+        text.push_str(&format!("https://{name}/, with the certificate of nws cert\n"));
+    }
     for (port, target) in &services.by_port {
         let tls = if with_tls.contains(port) { " (TLS)" } else { "" };
         text.push_str(&format!("  port {port}{tls} -> {target}\n"));

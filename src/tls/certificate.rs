@@ -307,6 +307,28 @@ mod tests {
         assert!(Certificate::own("c.pem", chain, "k.pem", b"no key").unwrap_err().to_string().starts_with("k.pem: "));
     }
 
+    proptest::proptest! {
+        #[test]
+        fn no_foreign_bytes_make_reading_panic(bytes: Vec<u8>, cut in 0..2000_usize, at in 0..2000_usize, put: u8) {
+            let read = |bytes: &[u8]| {
+                let _ = Facts::of(&CertificateDer::from(bytes.to_vec()));
+                let _ = pem::read(&String::from_utf8_lossy(bytes), 4);
+            };
+            read(&bytes);
+            // One that is almost right gets further.
+            let golden: serde_json::Value =
+                serde_json::from_str(include_str!("../../tests/vectors/go-one-get.json")).unwrap();
+            let text = golden[5]["event"]["content"].as_str().unwrap();
+            let mut der = pem::read(text, 1).unwrap()[0].to_vec();
+            let at = at % der.len();
+            der[at] = put;
+            read(&der);
+            der.truncate(cut);
+            read(&der);
+            read(&text.as_bytes()[..cut.min(text.len())]);
+        }
+    }
+
     #[test]
     fn the_expired_certificate_of_the_go_program_is_read() {
         let golden: serde_json::Value =

@@ -63,6 +63,12 @@ struct State {
 }
 
 impl Source {
+    /// Whether there is a certificate that was made, and so may have been published.
+    #[must_use]
+    pub fn was_used(&self) -> bool {
+        matches!(self, Self::Made { name, directory } if Made { name, directory }.path(".pem").exists())
+    }
+
     /// What is to be shown and published now; makes and replaces certificates that are due.
     fn state(&self, now: SystemTime) -> Result<State, TlsError> {
         match self {
@@ -285,7 +291,9 @@ mod tests {
         let directory = home.path().join("tls");
         let (keys, now) = (Keys::generate(), SystemTime::now());
         let source = made("ws://a", &keys, &directory);
+        assert!(!source.was_used());
         let first = source.state(now).unwrap();
+        assert!(source.was_used());
         assert_eq!(leaf(&source.state(now + 300 * DAY).unwrap()), leaf(&first));
         let files: Vec<_> = fs::read_dir(&directory).unwrap().map(Result::unwrap).collect();
         assert_eq!(files.len(), 1);

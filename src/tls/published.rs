@@ -28,7 +28,7 @@ pub struct Published {
     pub exit: PublicKey,
     /// When it was said, in seconds since 1970.
     pub created_at: u64,
-    /// The one in use, and those that may be used next.
+    /// The one in use, and those that may be used next; none if the exit has taken its certificates back.
     pub certificates: Vec<CertificateDer<'static>>,
 }
 
@@ -47,7 +47,8 @@ impl Published {
             .sign_with_keys(keys)
     }
 
-    /// Reads an event that should be of this exit.
+    /// Reads an event that should be of this exit. An empty one says that there is no certificate any more: unlike a
+    /// deletion, every relay puts it in the place of the one before.
     ///
     /// # Errors
     /// What is wrong with it, in words: another kind or author, a wrong signature, no certificate.
@@ -59,7 +60,10 @@ impl Published {
             return Err("it is by somebody else".to_owned());
         }
         event.verify().map_err(|error| error.to_string())?;
-        let certificates = pem::read(event.content(), CERTIFICATES_MAX)?;
+        let certificates = match event.content() {
+            "" => Vec::new(),
+            content => pem::read(content, CERTIFICATES_MAX)?,
+        };
         Ok(Self { exit: event.author, created_at: event.created_at, certificates })
     }
 
@@ -116,6 +120,15 @@ mod tests {
         assert!(Published::read(&incoming(&swapped), &exit).is_err());
         let empty = EventBuilder::new(Kind::from(KIND_CERTIFICATE), "x").sign_with_keys(&keys).unwrap();
         assert!(Published::read(&incoming(&empty), &exit).unwrap_err().contains("no certificate"));
+    }
+
+    #[test]
+    fn an_exit_can_take_its_certificates_back() {
+        let keys = Keys::generate();
+        let said = Published { exit: keys.public_key(), created_at: 1_000, certificates: Vec::new() };
+        let event = said.sign(&keys).unwrap();
+        assert!(event.content.is_empty());
+        assert_eq!(Published::read(&incoming(&event), &keys.public_key()), Ok(said));
     }
 
     #[test]

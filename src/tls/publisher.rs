@@ -1,5 +1,6 @@
 //! The exit's side: its certificates on every relay that it is connected to, whenever either changes. They go over the links
-//! of the exit's own sessions. They are not taken back when the exit ends: they hold as long as the exit's key does.
+//! of the exit's own sessions. They are not taken back when the exit ends: they hold as long as the exit's key does. An exit that has none any
+//! more says so by an empty event.
 
 use std::collections::{HashMap, HashSet};
 use std::fmt;
@@ -65,6 +66,7 @@ impl Publisher {
                 biased;
                 () = end.cancelled() => break,
                 Some(notice) = self.notices.recv() => self.on_notice(notice),
+                // Without anybody who could change them they stay as they are.
                 Ok(()) = self.certificates.changed() => self.renew(),
             }
         }

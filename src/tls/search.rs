@@ -31,7 +31,7 @@ const AHEAD_MAX: u64 = 60 * 60;
 /// What was found.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Found {
-    /// The newest certificates, if there are any.
+    /// The newest word of the exit, if there is any; it may be that it has no certificate any more.
     pub published: Option<Published>,
     /// Why events were not believed, each reason once.
     pub disbelieved: Vec<String>,
@@ -93,6 +93,12 @@ pub async fn search(links: &[Arc<Link>], exit: PublicKey, limit: Duration) -> Re
 }
 
 impl Found {
+    /// The newest certificates, if there are any.
+    #[must_use]
+    pub fn certificates(self) -> Option<Published> {
+        self.published.filter(|published| !published.certificates.is_empty())
+    }
+
     fn judge(&mut self, event: &IncomingEvent, exit: &PublicKey) {
         match Published::read(event, exit) {
             Ok(new) if new.created_at > Timestamp::now().as_secs() + AHEAD_MAX => {
