@@ -11,7 +11,7 @@
 //! | 2 | [`relay`], [`dial`] | one link, the set of links, NIP-11, the embedded server; from a name to a TCP connection |
 //! | 1 | [`stream`] | the engine without I/O and without a clock |
 //! | 1 | [`identity`] | a lasting key, proved to an exit |
-//! | 0 | [`name`], [`message`], [`envelope`], [`error`], [`limits`], [`destination`], [`addresses`], [`pattern`], [`private_file`] | names, messages, events, the error table, limits, destinations, reserved addresses, what rules speak of, files with secrets |
+//! | 0 | [`name`], [`message`], [`envelope`], [`error`], [`limits`], [`destination`], [`addresses`], [`pattern`], [`private_file`], [`pace`] | names, messages, events, the error table, limits, destinations, reserved addresses, what rules speak of, files with secrets, rates of bytes |
 
 pub mod addresses;
 pub mod cli;
@@ -26,6 +26,7 @@ pub mod identity;
 pub mod limits;
 pub mod message;
 pub mod name;
+pub mod pace;
 pub mod pattern;
 pub mod private_file;
 pub mod proxy;

@@ -3,6 +3,7 @@
 mod choose;
 pub mod connect;
 pub mod exits;
+mod gate;
 mod http;
 mod intercept;
 pub mod listener;
@@ -13,6 +14,7 @@ mod route;
 mod socks;
 
 pub use choose::Chooser;
+pub use gate::Gated;
 pub use intercept::Interceptor;
 pub use listener::Listener;
 pub use open::Route;

@@ -156,6 +156,9 @@ fn certificate(config: &ExitConfig, name: &NostrName, with_tls: &BTreeSet<u16>) 
     Ok(Tls::Kept(kept))
 }
 
+/// What keeps the certificate up, and what publishes it.
+type TlsTasks = (JoinHandle<()>, JoinHandle<()>);
+
 /// Ends TLS on these ports, and keeps the certificate up and published: the two tasks that do so.
 fn start_tls(
     tls: Tls,
@@ -165,7 +168,7 @@ fn start_tls(
     keys: &Keys,
     acceptor: &Acceptor,
     shutdown: &Shutdown,
-) -> Result<Option<(JoinHandle<()>, JoinHandle<()>)>, RunError> {
+) -> Result<Option<TlsTasks>, RunError> {
     let (keeping, published) = match tls {
         Tls::None => return Ok(None),
         Tls::TakenBack => (tokio::spawn(std::future::pending()), watch::channel(Vec::new()).1),

@@ -15,7 +15,7 @@ use crate::identity::Identity;
 use crate::limits::Limits;
 use crate::name::NostrName;
 use crate::proxy::exits::{Exits, Via};
-use crate::proxy::{Chooser, Interceptor, Listener, Plan, Router};
+use crate::proxy::{Chooser, Gated, Interceptor, Listener, Plan, Router};
 use crate::tls::Authority;
 use crate::tunnel::Tunnel;
 
@@ -44,6 +44,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     if let Some(authority) = authority {
         router = router.with_interceptor(Interceptor::new(Arc::clone(&tunnel), authority, Arc::clone(&limits)));
     }
+    let router = Gated::new(router, Arc::clone(&limits));
     let addresses: Vec<_> = listeners.iter().map(Listener::local_addr).collect();
     for listener in listeners {
         let (token, tracker) = (shutdown.token().clone(), shutdown.tracker().clone());

@@ -39,7 +39,7 @@ pub fn directory(config: &TrustConfig) -> Result<PathBuf, RunError> {
 /// There is one already, or it cannot be written.
 pub fn init(directory: &Path) -> Result<(), RunError> {
     let made = Authority::init(directory, SystemTime::now())?;
-    let name = title(made.root()).map_err(|why| RunError::Failed(why))?;
+    let name = title(made.root()).map_err(RunError::Failed)?;
     let path = root_path(directory);
     say(&format!(
         "Made {name:?}: {path}\n\

@@ -225,7 +225,7 @@ mod tests {
             Store::Nss(path)
         };
         let chromium = Store::Nss(home.path().join(".pki/nssdb"));
-        assert_eq!(nss_stores(home.path()), [chromium.clone()], "also before its first start");
+        assert_eq!(nss_stores(home.path()), std::slice::from_ref(&chromium), "also before its first start");
         let firefox = [".mozilla/firefox/a.default", ".mozilla/firefox/b.work"].map(database);
         fs::create_dir_all(home.path().join(".mozilla/firefox/Crash Reports")).unwrap();
         let snap = database("snap/chromium/current/.pki/nssdb");

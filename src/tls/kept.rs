@@ -312,7 +312,7 @@ mod tests {
         let start = SystemTime::now();
         let at = |days: u32| source.state(start + days * DAY).unwrap();
         let first = leaf(&at(0));
-        assert_eq!(at(334).published, [first.clone()]);
+        assert_eq!(at(334).published, std::slice::from_ref(&first));
         let both = at(336).published;
         assert_eq!((both.len(), &both[0]), (2, &first));
         assert_eq!(at(342).published, both);

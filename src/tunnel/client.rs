@@ -16,6 +16,7 @@ use uuid::Uuid;
 use super::compartment::Compartment;
 use super::driver::{ARRIVALS_MAX, Driver, OPENINGS_MIN, Recent, Sent, subscribe_all, unix_now};
 use super::memory::Memory;
+use super::moderation::Moderation;
 use super::shared::Shared;
 use super::stream::TunnelStream;
 use crate::destination::Destination;
@@ -93,6 +94,8 @@ pub struct Tunnel {
     identity: Option<Identity>,
     sessions: Mutex<HashMap<SessionId, Client>>,
     memory: Arc<Memory>,
+    /// Those of every session, with one account of memory.
+    settings: Settings,
     end: CancellationToken,
     drivers: TaskTracker,
 }
@@ -109,6 +112,7 @@ impl Tunnel {
     pub fn new(relays: Vec<RelayUrl>, limits: Arc<Limits>) -> Self {
         Self {
             links: Links::new(Arc::clone(&limits)),
+            settings: Settings::from(&*limits),
             limits,
             relays,
             identity: None,
@@ -322,7 +326,7 @@ impl Tunnel {
             Error::new(ErrorKind::HostUnreachable, format!("the name's key is not usable: {error}"))
         })?;
         let tongue = self.memory.recall(&id.exit);
-        let shared = Arc::new(Shared::new(Side::Proxy, Settings::from(&*self.limits), tongue));
+        let shared = Arc::new(Shared::new(Side::Proxy, self.settings.clone(), tongue));
         let (arrivals_tx, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let (notices_tx, notices) = mpsc::unbounded_channel();
         let wanted = Wanted::Messages { recipient: keys.public_key().to_hex(), author: Some(id.exit.to_hex()) };
@@ -344,6 +348,7 @@ impl Tunnel {
             openings: HashMap::new(),
             sent: Sent::default(),
             sealing: FuturesOrdered::new(),
+            moderation: Moderation::default(),
         };
         self.drivers.spawn(driver.run(self.end.clone()));
         Ok(Client {
@@ -369,6 +374,7 @@ fn begin(
     let taken = {
         let mut engine = shared.engine();
         engine.check()?;
+        engine.session.has_room_for_one_more()?;
         engine.session.open_held(Instant::now(), key, host.clone(), port, hold.unwrap_or_default());
         if let Some(proof) = proof {
             engine.session.authorize(key, proof);

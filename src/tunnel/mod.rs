@@ -8,6 +8,7 @@ pub(crate) mod copy;
 mod driver;
 mod gate;
 mod memory;
+mod moderation;
 pub(crate) mod pace;
 mod replay;
 mod server;
