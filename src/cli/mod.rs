@@ -13,7 +13,10 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use crate::config::{LogFilter, Settings, Sources};
 use crate::run::RunError;
 
-pub use self::args::{DemoArgs, DoctorArgs, ExitArg, ExitArgs, ExitsArgs, ProxyArgs, RelayArgs, ServiceArg};
+pub use self::args::{
+    CertArgs, DemoArgs, DoctorArgs, ExitArg, ExitArgs, ExitsArgs, NameArg, ProxyArgs, RelayArgs, ServiceArg, StoreArg,
+    StoreArgs, TrustCommand, TrustDirectory,
+};
 pub use self::reach::{ConnectArgs, ForwardArg, ForwardArgs, ReachArgs};
 pub use self::start::{complain, dispatch, print_name, refuse};
 
@@ -84,6 +87,17 @@ pub enum Command {
     /// Anybody can announce an exit and call it what he likes: an exit sees where you go, and everything that is not
     /// encrypted. Use one whose key you have from its owner.
     Exits(ExitsArgs),
+    /// Print the TLS certificate that an exit has published.
+    ///
+    /// It is looked for on the relays of the name, and believed if the exit's key has signed it: curl --cacert
+    /// <(nws cert NAME) https://NAME/ then needs no --insecure. The fingerprint goes to standard error.
+    Cert(CertArgs),
+    /// Make every .nostr service https in this machine's browsers.
+    ///
+    /// A local authority, trusted by this machine's browsers for names that end in .nostr and for no others, lets the
+    /// proxy (nws proxy --trust) end TLS itself, so that pages from .nostr names are secure contexts.
+    #[command(subcommand)]
+    Trust(TrustCommand),
     /// Run a small Nostr relay in memory.
     ///
     /// For a try, a test, or a tunnel of your own. It keeps nothing when it ends.
@@ -114,6 +128,8 @@ impl Command {
             Self::Connect(_) => "connect",
             Self::Forward(_) => "forward",
             Self::Exits(_) => "exits",
+            Self::Cert(_) => "cert",
+            Self::Trust(_) => "trust",
             Self::Relay(_) => "relay",
             Self::Demo(_) => "demo",
             Self::Doctor(_) => "doctor",
@@ -128,7 +144,14 @@ impl Command {
     const fn speaks_itself(&self) -> bool {
         matches!(
             self,
-            Self::Demo(_) | Self::Exits(_) | Self::Connect(_) | Self::Doctor(_) | Self::Check | Self::Name(_)
+            Self::Demo(_)
+                | Self::Exits(_)
+                | Self::Cert(_)
+                | Self::Trust(_)
+                | Self::Connect(_)
+                | Self::Doctor(_)
+                | Self::Check
+                | Self::Name(_)
         )
     }
 }
@@ -174,7 +197,13 @@ impl Cli {
             Command::Exit(args) => {
                 args.apply(&mut settings)?;
                 settings.fill_exit(&sources)?;
+                args.add_tls(&mut settings.config.exit)?;
                 ExitArgs::check(&settings.config)?;
+            }
+            Command::Cert(_) => settings.fill_proxy(&sources)?,
+            Command::Trust(what) => {
+                let configured = &mut settings.config.proxy.trust.directory;
+                *configured = what.directory().cloned().or(configured.take());
             }
             Command::Relay(args) => args.apply(&mut settings.config),
             Command::Demo(_) | Command::Name(_) | Command::Check => {}

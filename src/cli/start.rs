@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use tokio::runtime::Builder;
 
 use super::name::{self, NameArgs};
-use super::{Cli, Command};
-use crate::config::{Settings, Sources};
+use super::{Cli, Command, NameArg, TrustCommand};
+use crate::config::{Config, Settings, Sources};
 use crate::run::shutdown::{Shutdown, signals};
 use crate::run::{self, EXIT_USAGE, RunError};
 
@@ -66,6 +66,20 @@ async fn start(cli: Cli, settings: Settings, shutdown: Shutdown) -> Result<(), R
         }
         Command::Check => answer(&run::doctor::checked(&settings)),
         Command::Exits(args) => run::exits::run(settings.config, args.wait, args.probe, args.json, shutdown).await,
+        Command::Cert(args) => {
+            let relays = args.relays(&settings.config)?.to_vec();
+            let NameArg { text, name } = &args.name;
+            let Config { limits, relay_proxy, .. } = settings.config;
+            run::cert::run(limits, relay_proxy.upstream(), text, name, &relays, args.wait, shutdown).await
+        }
+        Command::Trust(what) => {
+            let directory = run::trust::directory(&settings.config.proxy.trust)?;
+            match what {
+                TrustCommand::Init(_) => run::trust::init(&directory),
+                TrustCommand::Install(args) => run::trust::install(&directory, &args.stores()),
+                TrustCommand::Remove(args) => run::trust::remove(&directory, &args.stores()),
+            }
+        }
         Command::Relay(_) => run::relay::run(settings.config, shutdown).await,
         Command::Demo(args) => run::demo::run(settings.config, args.once, shutdown).await,
     }

@@ -13,6 +13,7 @@ mod logging;
 mod public;
 mod service;
 mod source;
+mod tls;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -33,8 +34,9 @@ pub use self::dropin::DropIn;
 pub use self::error::{ConfigError, Origin, ValueError};
 pub use self::logging::{LogConfig, LogFilter, LogFormat};
 pub use self::public::PublicConfig;
-pub use self::service::{Service, Services, parse_port};
+pub use self::service::{Service, Services, TlsPort, parse_port};
 pub use self::source::{PRIVATE_KEY_VARIABLE, PrivateKey, SYSTEM_FILE, Settings, Sources};
+pub use self::tls::{ExitTlsConfig, TrustConfig};
 
 /// Everything that can be set in `nws.toml` and by `NWS_…` variables.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -108,6 +110,8 @@ pub struct ProxyConfig {
     pub identity: Option<PathBuf>,
     /// The exits that it is shown to.
     pub identity_for: Vec<ExitName>,
+    /// The authority of this machine, for `https://….nostr` in browsers.
+    pub trust: TrustConfig,
     /// File for scripts, written when the proxy is ready.
     pub info_file: Option<PathBuf>,
 }
@@ -124,6 +128,7 @@ impl Default for ProxyConfig {
             rule: Vec::new(),
             identity: None,
             identity_for: Vec::new(),
+            trust: TrustConfig::default(),
             info_file: None,
         }
     }
@@ -149,6 +154,8 @@ pub struct ExitConfig {
     pub public: PublicConfig,
     /// What a public exit connects to, before its defaults.
     pub rule: Vec<ExitRule>,
+    /// The certificate of services with TLS.
+    pub tls: ExitTlsConfig,
     /// File for scripts, written when the exit is ready.
     pub info_file: Option<PathBuf>,
 }

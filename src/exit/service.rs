@@ -3,10 +3,11 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +16,7 @@ use tracing::{Instrument, debug, debug_span, warn};
 
 use super::access::{Access, check};
 use super::dial::Dialer;
+use super::terminator::Terminator;
 use crate::destination::{Destination, Host, split_port};
 use crate::error::{Error, ErrorKind};
 use crate::limits::Limits;
@@ -116,6 +118,8 @@ struct Offered {
     /// What connects to other hosts, at a public exit.
     public: Option<Dialer>,
     access: RwLock<Arc<Access>>,
+    /// What ends TLS on some ports, if any have it.
+    terminator: OnceLock<Terminator>,
     /// Streams that may still be served at once.
     slots: Arc<Semaphore>,
     /// Streams that were refused for want of a slot.
@@ -134,8 +138,13 @@ impl Exit {
     #[must_use]
     pub fn public(services: Services, dialer: Option<Dialer>, limits: Arc<Limits>) -> Self {
         let slots = Arc::new(Semaphore::new(limits.exit_streams.min(Semaphore::MAX_PERMITS)));
-        let (access, turned_away) = (RwLock::default(), AtomicU64::new(0));
-        Self(Arc::new(Offered { services, public: dialer, access, slots, turned_away, limits }))
+        let (access, turned_away, terminator) = (RwLock::default(), AtomicU64::new(0), OnceLock::new());
+        Self(Arc::new(Offered { services, public: dialer, access, terminator, slots, turned_away, limits }))
+    }
+
+    /// From now on this ends TLS on its ports; a second one is not heeded.
+    pub fn set_terminator(&self, terminator: Terminator) {
+        let _ = self.0.terminator.set(terminator);
     }
 
     /// From now on these lists say who may connect; streams that are open go on.
@@ -188,12 +197,13 @@ impl Offered {
 
 async fn serve(offered: &Offered, offer: Offer) {
     match connect(offered, &offer).await {
-        Ok(service) => {
+        Ok((service, port)) => {
             let service = Socket::new(service);
             if let Some(stream) = offer.accept() {
                 let activity = stream.activity();
+                let terminator = offered.terminator.get().filter(|tls| port.is_some_and(|port| tls.serves(port)));
                 tokio::select! {
-                    () = copy(service.clone(), stream, &service) => {}
+                    () = join(offered, &service, stream, terminator) => {}
                     () = activity.ceases_for(offered.limits.stream_idle) => {
                         debug!("nothing has passed for limits.stream_idle");
                         service.end_with_reset();
@@ -208,15 +218,30 @@ async fn serve(offered: &Offered, offer: Offer) {
     }
 }
 
-/// Connects to what the client asks for.
-async fn connect(offered: &Offered, offer: &Offer) -> Result<TcpStream, Error> {
+/// Joins a stream to its service, in TLS if that ends here.
+async fn join<S>(offered: &Offered, service: &Socket, stream: S, terminator: Option<&Terminator>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let Some(terminator) = terminator else { return copy(service.clone(), stream, service).await };
+    match tokio::time::timeout(offered.limits.handshake_timeout, terminator.accept(stream)).await {
+        Ok(Ok(stream)) => copy(service.clone(), stream, service).await,
+        Ok(Err(error)) => debug!(%error, "no TLS with the client"),
+        Err(_) => debug!("the client's TLS handshake took too long"),
+    }
+}
+
+/// Connects to what the client asks for; says which service that is, by its port.
+async fn connect(offered: &Offered, offer: &Offer) -> Result<(TcpStream, Option<u16>), Error> {
     let Offered { services, public, access, limits, .. } = offered;
+    let mut service_port = None;
     let access = Arc::clone(&access.read().unwrap_or_else(PoisonError::into_inner));
     let dial: BoxFuture<'_, Result<TcpStream, Error>> = match (Asked::read(offer.destination(), offer.port())?, public)
     {
         (Asked::Service(port), _) => {
             let port = if services.is_ambiguous(port) { Some(told_port(limits, offer).await?) } else { port };
-            check(access.of_service(services.port_of(port)), offer)?;
+            service_port = services.port_of(port);
+            check(access.of_service(service_port), offer)?;
             Box::pin(dial_service(services.find(port)?, limits.dial_timeout))
         }
         (Asked::Elsewhere(destination), Some(dialer)) => {
@@ -231,10 +256,10 @@ async fn connect(offered: &Offered, offer: &Offer) -> Result<TcpStream, Error> {
     let mut dial = dial;
     tokio::select! {
         biased;
-        connected = &mut dial => return connected,
+        connected = &mut dial => return Ok((connected?, service_port)),
         () = tokio::time::sleep(HEARD_AFTER) => offer.heard(),
     }
-    dial.await
+    Ok((dial.await?, service_port))
 }
 
 async fn dial_service(target: &str, limit: Duration) -> Result<TcpStream, Error> {

@@ -16,6 +16,7 @@ use super::by_key;
 use super::choose::Chooser;
 use super::connect::{BoxedIo, Connect, Destination, Host};
 use super::exits::{Exits, Rule, Via};
+use super::intercept::Interceptor;
 use super::names::Names;
 use crate::addresses::reserved;
 use crate::dial::{Network, SystemNetwork, dial};
@@ -72,6 +73,7 @@ pub struct Router {
     names: Names,
     lists: Option<Arc<RelayLists>>,
     plan: Arc<Plan>,
+    interceptor: Option<Arc<Interceptor>>,
 }
 
 impl Router {
@@ -87,6 +89,7 @@ impl Router {
             names: Names::default(),
             lists: None,
             plan: Arc::new(plan),
+            interceptor: None,
         }
     }
 
@@ -94,6 +97,12 @@ impl Router {
     #[must_use]
     pub fn isolating_destinations(self, isolate: bool) -> Self {
         Self { isolate_destinations: isolate, ..self }
+    }
+
+    /// Ends TLS for `.nostr` names with the authority of this machine.
+    #[must_use]
+    pub fn with_interceptor(self, interceptor: Interceptor) -> Self {
+        Self { interceptor: Some(Arc::new(interceptor)), ..self }
     }
 
     /// Whose streams may share a session with this one.
@@ -160,12 +169,17 @@ impl Service<Connect> for Router {
         let (tunnel, optimistic, plan) = (Arc::clone(&self.tunnel), self.optimistic, Arc::clone(&self.plan));
         let (compartment, names) = (self.compartment(&connect), self.names.clone());
         let lists = self.lists.clone();
+        let interceptor = self.interceptor.clone();
         Box::pin(async move {
             if let Host::Name(host) = &connect.destination.host
                 && name::is_nostr(host)
             {
                 let mut name = names.resolve(host)?;
                 let (port, early) = (connect.destination.port, &connect.early_data);
+                // What waits for an answer here is a plain HTTP request of our own.
+                if let Some(interceptor) = interceptor.filter(|i| !connect.eager && i.serves(host, port)) {
+                    return interceptor.open(compartment, name, host, early).await;
+                }
                 let lists = lists.filter(|_| name.relays.is_empty());
                 if let Some(lists) = &lists {
                     let listed = lists.proven(&name.public_key).map(|relays| NostrName::new(name.public_key, relays));

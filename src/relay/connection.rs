@@ -276,6 +276,15 @@ async fn on_frame(talk: &Talk<'_>, text: Utf8Bytes) {
             }
         }
         Ok(RelayFrame::Ok { id, taken, reason }) => on_ok(talk, &id, taken, &reason),
+        Ok(RelayFrame::Stored { subscription }) => {
+            // Messages of tunnels are not stored, and their sessions wait for nothing.
+            let number = subscription.parse().unwrap_or(u64::MAX);
+            let attached = shared.state().attached.get(&number).cloned();
+            let kept = attached.filter(|a| a.subscription.as_ref().is_some_and(|s| s.wanted.is_kept()));
+            if let Some(attached) = kept {
+                let _ = attached.notices.send(Notice::Stored(shared.id));
+            }
+        }
         Ok(RelayFrame::Closed { subscription, reason }) => on_closed(talk, &subscription, &reason),
         Ok(RelayFrame::Auth(challenge)) => {
             let waiting = {

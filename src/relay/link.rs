@@ -49,6 +49,8 @@ pub enum Notice {
     Refused(PathId, nostr::EventId, Refusal),
     /// An event was taken (`OK true`), of those published with the wish to know.
     Taken(PathId, nostr::EventId),
+    /// All events that the relay has kept have come, of a subscription to such.
+    Stored(PathId),
     /// There is room for more events, after [`Attachment::try_publish`] had said no.
     Room(PathId),
 }

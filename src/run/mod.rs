@@ -1,6 +1,7 @@
 //! The commands that need the network, one file each, and what they have in common: the log, the information file for scripts,
 //! the exit's key, and the way they end. Not here: the command line, which decides what runs (`cli`).
 
+pub mod cert;
 pub mod connect;
 pub mod demo;
 pub mod doctor;
@@ -19,10 +20,12 @@ pub mod reach;
 pub mod relay;
 pub mod reload;
 pub mod shutdown;
+pub mod trust;
 
 use std::io;
 
 use crate::config::ConfigError;
+use crate::tls::TlsError;
 
 use self::info::InfoError;
 use self::key::KeyError;
@@ -46,6 +49,9 @@ pub enum RunError {
     /// The exit has no key that it could use.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// A certificate or its key cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// Flags and configuration together do not say enough.
     #[error("{0}")]
     Usage(String),
@@ -78,7 +84,7 @@ impl RunError {
     #[must_use]
     pub const fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Key(_) => EXIT_CONFIG,
+            Self::Config(_) | Self::Key(_) | Self::Tls(_) => EXIT_CONFIG,
             Self::Usage(_) => EXIT_USAGE,
             Self::Info(_) | Self::Listen { .. } | Self::System { .. } | Self::Failed(_) => EXIT_FAILURE,
         }

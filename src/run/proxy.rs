@@ -7,21 +7,22 @@ use tokio::sync::Semaphore;
 
 use super::info::Info;
 use super::shutdown::Shutdown;
-use super::{RunError, key, reload};
-use crate::config::{Config, ProxyConfig};
+use super::{RunError, key, reload, trust};
+use crate::config::{Config, ProxyConfig, TrustConfig};
 use crate::dial::SystemNetwork;
 use crate::directory::{Directory, RelayLists};
 use crate::identity::Identity;
 use crate::limits::Limits;
 use crate::name::NostrName;
 use crate::proxy::exits::{Exits, Via};
-use crate::proxy::{Chooser, Gated, Listener, Names, Plan, Router};
+use crate::proxy::{Chooser, Gated, Interceptor, Listener, Names, Plan, Router};
+use crate::tls::Authority;
 use crate::tunnel::Tunnel;
 
 /// Runs a proxy until the end is asked for and its connections are done. On SIGHUP, the names are asked of `reread`.
 ///
 /// # Errors
-/// When an address cannot be listened on, the key of its identity cannot be used, the information file cannot be written,
+/// When an address cannot be listened on, the key of its identity or of the local authority cannot be used, the information file cannot be written,
 /// or the system refuses signals.
 pub async fn run(
     config: Config,
@@ -62,7 +63,7 @@ pub async fn run(
 /// The tunnel of a proxy, and what goes where through it. Must be called inside a tokio runtime.
 ///
 /// # Errors
-/// When the key of its identity cannot be used.
+/// When the key of its identity or of the local authority cannot be used.
 pub(super) fn start_router(config: &Config, limits: &Arc<Limits>) -> Result<(Arc<Tunnel>, Router), RunError> {
     let identity = identity(&config.proxy)?;
     let tunnel = Tunnel::new(config.relays.clone(), Arc::clone(limits)).with_identity(identity);
@@ -76,7 +77,24 @@ pub(super) fn start_router(config: &Config, limits: &Arc<Limits>) -> Result<(Arc
         .with_relay_lists(Arc::new(lists))
         .with_names(Names::new(config.names.clone()))
         .with_plan(plan);
+    let router = match authority(&config.proxy.trust)? {
+        Some(authority) => {
+            router.with_interceptor(Interceptor::new(Arc::clone(&tunnel), authority, Arc::clone(limits)))
+        }
+        None => router,
+    };
     Ok((tunnel, router))
+}
+
+/// The authority of this machine, if the proxy is to end TLS with it.
+fn authority(config: &TrustConfig) -> Result<Option<Authority>, RunError> {
+    if !config.enabled {
+        return Ok(None);
+    }
+    let authority = Authority::load(&trust::directory(config)?)?;
+    let fingerprint = authority.fingerprint();
+    tracing::info!(%fingerprint, "TLS of .nostr names ends here, with certificates of this local authority");
+    Ok(Some(authority))
 }
 
 /// The identity that is shown to some exits, if there is one.

@@ -189,8 +189,11 @@ impl Tunnel {
             && engine.accepted.is_lately(now, &(name.to_string(), port))
     }
 
-    /// The session that streams to this name belong to.
-    fn id(&self, name: &NostrName, compartment: Compartment) -> Result<SessionId, Error> {
+    /// The relays on which a name is reached: its own, or those for names that carry none.
+    ///
+    /// # Errors
+    /// When there are none of either.
+    pub fn relays_of(&self, name: &NostrName) -> Result<Vec<RelayUrl>, Error> {
         let relays = if name.relays.is_empty() { &self.relays } else { &name.relays };
         if relays.is_empty() {
             return Err(Error::new(
@@ -198,8 +201,12 @@ impl Tunnel {
                 "the name carries no relay, and none is configured: set `relays` in the configuration or use --relay",
             ));
         }
-        let relays = relays.iter().take(self.limits.relays_per_name).cloned().collect();
-        Ok(SessionId { exit: name.public_key, relays, compartment })
+        Ok(relays.iter().take(self.limits.relays_per_name).cloned().collect())
+    }
+
+    /// The session that streams to this name belong to.
+    fn id(&self, name: &NostrName, compartment: Compartment) -> Result<SessionId, Error> {
+        Ok(SessionId { exit: name.public_key, relays: self.relays_of(name)?, compartment })
     }
 
     /// Opens a stream through an exit to another host. No bytes travel with the opening, so that another exit may be
