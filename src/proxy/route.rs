@@ -178,6 +178,10 @@ impl Service<Connect> for Router {
                 let (port, early) = (connect.destination.port, &connect.early_data);
                 // What waits for an answer here is a plain HTTP request of our own.
                 if let Some(interceptor) = interceptor.filter(|i| !connect.eager && i.serves(host, port)) {
+                    let listed = lists.as_ref().filter(|_| name.relays.is_empty());
+                    if let Some(relays) = listed.and_then(|lists| lists.proven(&name.public_key)) {
+                        name = NostrName::new(name.public_key, relays);
+                    }
                     return interceptor.open(compartment, name, host, early).await;
                 }
                 let lists = lists.filter(|_| name.relays.is_empty());
