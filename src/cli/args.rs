@@ -382,6 +382,25 @@ impl FromStr for NameArg {
     }
 }
 
+/// Flags of `nws doctor`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct DoctorArgs {
+    /// The exit to ask, by its .nostr name, npub or a name that is kept; with a port, whether it accepts it.
+    #[arg(value_name = "NAME[:PORT]")]
+    pub name: Option<String>,
+    /// Relay to look at, and to ask for a name that consists of a key alone; may be given several times. Without a
+    /// scheme, wss:// is assumed.
+    #[arg(long = "relay", value_name = "URL", value_parser = parse_relay)]
+    pub relays: Vec<RelayUrl>,
+}
+
+impl DoctorArgs {
+    /// Lays the flags over the configuration.
+    pub fn apply(&self, config: &mut Config) {
+        replace(&mut config.relays, &self.relays);
+    }
+}
+
 /// Reads a duration as the configuration has it.
 fn parse_duration(text: &str) -> Result<Duration, String> {
     use serde::de::IntoDeserializer;

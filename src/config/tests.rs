@@ -186,7 +186,7 @@ fn mistakes_in_a_file_name_the_file_the_key_and_the_reason() {
         (
             "[proxy]\nlisten_on = []",
             "proxy.listen_on",
-            "unknown key; known here: listen, optimistic, isolate_destinations, exit, exclude, rule, identity, identity_for, trust, info_file",
+            "unknown key; known here: listen, optimistic, isolate_destinations, exit, exclude, lookup_relays, rule, identity, identity_for, trust, info_file",
         ),
         ("colour = 'red'", "colour", "unknown key"),
         ("private_key = 'x'", "private_key", "unknown key"),

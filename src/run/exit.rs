@@ -1,7 +1,7 @@
 //! `nws exit`: services offered under a key, and other hosts if the exit is a public one.
 
 use std::collections::BTreeSet;
-use std::io::{self, Write};
+use std::io::{self, IsTerminal, Write};
 use std::sync::Arc;
 use std::time::SystemTime;
 
@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 
 use super::info::Info;
 use super::shutdown::Shutdown;
-use super::{RunError, reload};
+use super::{RunError, qr, reload};
 use crate::config::{Config, ExitConfig, ExitTlsConfig, PublicConfig, Service, TlsPort};
 use crate::directory::{Announcer, Profile};
 use crate::exit::{Access, Dialer, Exit, Policy, Services, Terminator};
@@ -45,7 +45,8 @@ pub async fn run(
     let limits = Arc::new(config.limits);
     let name = NostrName::new(keys.public_key(), relays.clone());
     let tls = certificate(&config.exit, &name, &with_tls)?;
-    let mut acceptor = Acceptor::start(keys.clone(), &relays, Arc::clone(&limits));
+    let upstream = config.relay_proxy.upstream();
+    let mut acceptor = Acceptor::start_through(keys.clone(), &relays, Arc::clone(&limits), upstream);
     greet(&name, &services, &with_tls, policy.as_ref());
     tokio::select! {
         () = acceptor.ready() => {}
@@ -212,6 +213,12 @@ fn greet(name: &NostrName, services: &Services, with_tls: &BTreeSet<u16>, policy
     if let Some(policy) = policy {
         let ports: Vec<_> = policy.open_ports().texts().collect();
         text.push_str(&format!("  other hosts: ports {}\n", ports.join(", ")));
+    }
+    if io::stdout().is_terminal()
+        && let Some(code) = qr::code(name)
+    {
+        text.push_str(&code);
+        text.push('\n');
     }
     // Nobody may be reading; the exit works all the same.
     let _ = io::stdout().write_all(text.as_bytes());

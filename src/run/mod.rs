@@ -1,14 +1,22 @@
-//! The commands that stay up, one file each, and what they have in common: the log, the information file for scripts,
+//! The commands that need the network, one file each, and what they have in common: the log, the information file for scripts,
 //! the exit's key, and the way they end. Not here: the command line, which decides what runs (`cli`).
 
 pub mod cert;
+pub mod connect;
 pub mod demo;
+pub mod doctor;
 pub mod exit;
 pub mod exits;
+pub mod find;
+pub mod forward;
 pub mod info;
 pub mod key;
 pub mod log;
+pub mod names;
+pub mod progress;
 pub mod proxy;
+pub mod qr;
+pub mod reach;
 pub mod relay;
 pub mod reload;
 pub mod shutdown;

@@ -25,7 +25,7 @@ use crate::error::{Error, ErrorKind};
 use crate::identity::{Identity, Proof};
 use crate::limits::Limits;
 use crate::name::NostrName;
-use crate::relay::{Link, Links, Subscription, Wanted};
+use crate::relay::{Link, Links, Subscription, Upstream, Wanted};
 use crate::stream::{Settings, Side, Tongue};
 
 /// What two streams must have in common to share a session.
@@ -121,6 +121,12 @@ impl Tunnel {
             end: CancellationToken::new(),
             drivers: TaskTracker::new(),
         }
+    }
+
+    /// Reaches relays through this proxy, if there is one. To be said before the first stream.
+    #[must_use]
+    pub fn through(self, upstream: Option<Arc<Upstream>>) -> Self {
+        Self { links: Links::through(Arc::clone(&self.limits), upstream), ..self }
     }
 
     /// Shows this identity to the exits that it is for.
@@ -248,6 +254,12 @@ impl Tunnel {
     #[must_use]
     pub fn speaks_streams(&self, exit: &PublicKey) -> bool {
         self.memory.recall(exit) == Tongue::Streams
+    }
+
+    /// The relays for names that carry none.
+    #[must_use]
+    pub fn relays(&self) -> &[RelayUrl] {
+        &self.relays
     }
 
     /// The link to a relay, which sessions share.
