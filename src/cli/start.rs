@@ -9,8 +9,8 @@ use tokio::runtime::Builder;
 use super::environment::{self, EnvArgs};
 use super::generate::{self, ManArgs};
 use super::name::{self, NameArgs};
-use super::{Cli, Command};
-use crate::config::{Settings, Sources};
+use super::{Cli, Command, NameArg, TrustCommand};
+use crate::config::{Config, Settings, Sources};
 use crate::run::shutdown::{Shutdown, signals};
 use crate::run::sockets::Inherited;
 use crate::run::{self, EXIT_USAGE, RunError};
@@ -49,13 +49,42 @@ async fn start(cli: Cli, settings: Settings, inherited: Inherited, shutdown: Shu
     let reread = move || again.settings(Sources::of_process()).map(|settings| settings.config);
     match &cli.command {
         // These were answered before there was a runtime.
-        Command::Name(_) | Command::Env(_) | Command::Man(_) | Command::Completions(_) => Ok(()),
+        Command::Env(_) | Command::Man(_) | Command::Completions(_) => Ok(()),
+        Command::Name(args) => say(&name::run_with(args, &settings).await?),
         Command::Proxy(_) => run::proxy::run(settings.config, inherited, shutdown, reread).await,
         Command::Exit(_) => {
             let keys = run::key::load(settings.private_key.as_ref(), settings.config.exit.key_file.as_deref())?;
             run::exit::run(settings.config, keys, shutdown, reread).await
         }
+        Command::Connect(args) => {
+            let (to, through) = (args.destination()?, args.reach.through());
+            run::connect::run(settings.config, to, through, shutdown).await
+        }
+        Command::Forward(args) => {
+            let forwards = args.forwards.iter().map(|arg| arg.0.clone()).collect();
+            let (through, info_file) = (args.reach.through(), args.info_file.clone());
+            run::forward::run(settings.config, forwards, through, info_file, shutdown).await
+        }
+        Command::Doctor(args) => {
+            let name = args.name.clone();
+            run::doctor::run(settings, name, shutdown).await
+        }
+        Command::Check => say(&run::doctor::checked(&settings)),
         Command::Exits(args) => run::exits::run(settings.config, args.wait, args.probe, args.json, shutdown).await,
+        Command::Cert(args) => {
+            let relays = args.relays(&settings.config)?.to_vec();
+            let NameArg { text, name } = &args.name;
+            let Config { limits, relay_proxy, .. } = settings.config;
+            run::cert::run(limits, relay_proxy.upstream(), text, name, &relays, args.wait, shutdown).await
+        }
+        Command::Trust(what) => {
+            let directory = run::trust::directory(&settings.config.proxy.trust)?;
+            match what {
+                TrustCommand::Init(_) => run::trust::init(&directory),
+                TrustCommand::Install(args) => run::trust::install(&directory, &args.stores()),
+                TrustCommand::Remove(args) => run::trust::remove(&directory, &args.stores()),
+            }
+        }
         Command::Relay(_) => run::relay::run(settings.config, inherited, shutdown, reread).await,
         Command::Demo(args) => run::demo::run(settings.config, args.once, shutdown).await,
     }
@@ -81,7 +110,7 @@ pub fn complain(error: &RunError) -> ExitCode {
 pub fn answer(cli: &Cli) -> Option<Result<(), RunError>> {
     let failed = |what| move |source| RunError::System { what, source };
     let answer = match &cli.command {
-        Command::Name(args) => name(args),
+        Command::Name(args) if args.is_pure() => name(args),
         Command::Env(args) => env(cli, *args),
         Command::Man(ManArgs { dir: None }) => generate::page().map_err(failed("cannot make the page")),
         Command::Man(ManArgs { dir: Some(directory) }) => {
@@ -93,7 +122,7 @@ pub fn answer(cli: &Cli) -> Option<Result<(), RunError>> {
     Some(answer.and_then(|text| io::stdout().write_all(&text).map_err(failed("cannot write the answer"))))
 }
 
-/// `nws name`, which needs no configuration.
+/// The part of `nws name` that needs no configuration.
 fn name(args: &NameArgs) -> Result<Vec<u8>, RunError> {
     let output = name::run(args).map_err(|error| RunError::Usage(error.to_string()))?;
     if let Some(warning) = output.warning {
@@ -110,4 +139,9 @@ fn env(cli: &Cli, args: EnvArgs) -> Result<Vec<u8>, RunError> {
         let _ = writeln!(io::stderr(), "nws: {warning}");
     }
     Ok(lines.into_bytes())
+}
+
+/// Writes an answer on standard output.
+fn say(text: &str) -> Result<(), RunError> {
+    writeln!(io::stdout(), "{text}").map_err(|source| RunError::System { what: "cannot write the answer", source })
 }

@@ -1,12 +1,13 @@
 //! What no type can say: values that are impossible only together, or senseless at zero. Each finding names the key,
 //! so that [`super::Sources`] can name the file.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 use ipnet::IpNet;
 
-use super::{Config, DnsConfig, ListenAddr, NameServer, PublicConfig};
+use super::{Config, DnsConfig, ExitConfig, ListenAddr, NameServer, PublicConfig, TlsPort};
 use crate::addresses::reserved;
 use crate::destination::Host;
 use crate::limits::Limits;
@@ -77,6 +78,7 @@ pub(super) fn check(config: &Config) -> Result<(), Finding> {
     }
     public(&config.exit.public)?;
     dns(&config.dns)?;
+    tls(&config.exit)?;
     limits(&config.limits)
 }
 
@@ -116,6 +118,33 @@ fn dns(dns: &DnsConfig) -> Result<(), Finding> {
     };
     if dns.forward.iter().any(itself) {
         return Err(finding(&["dns.forward", "dns.listen"], "passes questions on to itself (dns.listen)"));
+    }
+    Ok(())
+}
+
+/// The checks of `[exit.tls]` and of services with TLS.
+fn tls(exit: &ExitConfig) -> Result<(), Finding> {
+    let tls = &exit.tls;
+    if tls.certificate.is_none() && tls.key.is_some() {
+        let reason = "is the key of no certificate; set exit.tls.certificate, too";
+        return Err(finding(&["exit.tls.key"], reason));
+    }
+    let protocol = |name: &String| (1..=255).contains(&name.len());
+    if !tls.alpn.iter().all(protocol) {
+        return Err(finding(&["exit.tls.alpn"], "has a name that is empty or too long; write such as \"http/1.1\""));
+    }
+    let mut ports = BTreeSet::new();
+    for (port, TlsPort(with_tls)) in exit.service.iter().filter_map(|(port, service)| Some((port, service.tls?))) {
+        let reason = if tls.certificate.is_some() && tls.key.is_none() {
+            format!("service {port} is to have TLS, and exit.tls.certificate has no key; set exit.tls.key")
+        } else if with_tls != *port && exit.service.contains_key(&with_tls) {
+            format!("service {port} is to have TLS on port {with_tls}, which is another service")
+        } else if !ports.insert(with_tls) {
+            format!("two services are to have TLS on port {with_tls}")
+        } else {
+            continue;
+        };
+        return Err(finding(&["exit.service", "exit.tls.certificate"], reason));
     }
     Ok(())
 }

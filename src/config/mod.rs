@@ -5,6 +5,7 @@
 //! command line, which the command line lays over the result.
 
 mod address;
+pub mod book;
 mod check;
 mod dns;
 mod dropin;
@@ -13,8 +14,10 @@ mod logging;
 mod public;
 mod service;
 mod source;
+mod tls;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytesize::ByteSize;
 use nostr::RelayUrl;
@@ -22,8 +25,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::exit::{AllowList, Rule as ExitRule};
 use crate::limits::Limits;
+use crate::name::Aliases;
 use crate::proxy::Optimistic;
 use crate::proxy::exits::{ExitName, Exits, Rule as ProxyRule};
+use crate::relay::Upstream;
 
 pub use self::address::{ListenAddr, Target};
 pub use self::dns::{DnsConfig, NameServer, TransparentConfig};
@@ -31,8 +36,9 @@ pub use self::dropin::DropIn;
 pub use self::error::{ConfigError, Origin, ValueError};
 pub use self::logging::{LogConfig, LogFilter, LogFormat};
 pub use self::public::PublicConfig;
-pub use self::service::{Service, Services, parse_port};
+pub use self::service::{Service, Services, TlsPort, parse_port};
 pub use self::source::{PRIVATE_KEY_VARIABLE, PrivateKey, SYSTEM_FILE, Settings, Sources};
+pub use self::tls::{ExitTlsConfig, TrustConfig};
 
 /// Everything that can be set in `nws.toml` and by `NWS_…` variables.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -41,6 +47,8 @@ pub struct Config {
     /// Relays for names that consist of a key alone, and for an exit that has no `exit.relays`.
     #[serde(deserialize_with = "address::relays")]
     pub relays: Vec<RelayUrl>,
+    /// File of the address book, which `nws name` edits; without one it is `names.toml` beside the user's `nws.toml`.
+    pub names_file: Option<PathBuf>,
     /// The client side: `nws proxy`.
     pub proxy: ProxyConfig,
     /// The server side: `nws exit`.
@@ -51,6 +59,10 @@ pub struct Config {
     pub dns: DnsConfig,
     /// The connections to these addresses.
     pub transparent: TransparentConfig,
+    /// Names that are kept: here, and in the address book once that has been read.
+    pub names: Aliases,
+    /// What relays are reached through.
+    pub relay_proxy: RelayProxyConfig,
     /// Times, sizes and counts that bound what proxy and exit do.
     pub limits: Limits,
     /// What is logged.
@@ -62,6 +74,22 @@ impl Config {
     #[must_use]
     pub fn exit_relays(&self) -> &[RelayUrl] {
         if self.exit.relays.is_empty() { &self.relays } else { &self.exit.relays }
+    }
+}
+
+/// Settings of the way to relays.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RelayProxyConfig {
+    /// A SOCKS5 proxy, which also resolves the names of the relays; without one they are reached directly.
+    pub url: Option<Upstream>,
+}
+
+impl RelayProxyConfig {
+    /// The proxy as links share it.
+    #[must_use]
+    pub fn upstream(&self) -> Option<Arc<Upstream>> {
+        self.url.clone().map(Arc::new)
     }
 }
 
@@ -79,12 +107,17 @@ pub struct ProxyConfig {
     pub exit: Exits,
     /// Exits that are never used.
     pub exclude: Vec<ExitName>,
+    /// Where the relay lists of keys are looked up; none is the general relays.
+    #[serde(deserialize_with = "address::relays")]
+    pub lookup_relays: Vec<RelayUrl>,
     /// What goes where, before the exits.
     pub rule: Vec<ProxyRule>,
     /// File of a lasting key that proves to exits who their client is.
     pub identity: Option<PathBuf>,
     /// The exits that it is shown to.
     pub identity_for: Vec<ExitName>,
+    /// The authority of this machine, for `https://….nostr` in browsers.
+    pub trust: TrustConfig,
     /// File for scripts, written when the proxy is ready.
     pub info_file: Option<PathBuf>,
 }
@@ -97,9 +130,11 @@ impl Default for ProxyConfig {
             isolate_destinations: false,
             exit: Exits::default(),
             exclude: Vec::new(),
+            lookup_relays: Vec::new(),
             rule: Vec::new(),
             identity: None,
             identity_for: Vec::new(),
+            trust: TrustConfig::default(),
             info_file: None,
         }
     }
@@ -125,6 +160,8 @@ pub struct ExitConfig {
     pub public: PublicConfig,
     /// What a public exit connects to, before its defaults.
     pub rule: Vec<ExitRule>,
+    /// The certificate of services with TLS.
+    pub tls: ExitTlsConfig,
     /// File for scripts, written when the exit is ready.
     pub info_file: Option<PathBuf>,
 }

@@ -5,8 +5,10 @@ pub mod access;
 mod dial;
 pub mod policy;
 mod service;
+mod terminator;
 
 pub use access::{Access, AllowList};
 pub use dial::Dialer;
 pub use policy::{Action, Policy, Rule};
 pub use service::{Exit, Services};
+pub use terminator::Terminator;

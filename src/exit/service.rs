@@ -3,10 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use futures_util::future::BoxFuture;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
 use tokio_util::sync::CancellationToken;
@@ -16,6 +18,7 @@ use tracing::{Instrument, debug, debug_span, warn};
 use super::access::{Access, check};
 use super::dial::Dialer;
 use super::policy::Policy;
+use super::terminator::Terminator;
 use crate::destination::{Destination, Host, split_port};
 use crate::error::{Error, ErrorKind};
 use crate::limits::Limits;
@@ -117,6 +120,8 @@ struct Offered {
     /// What connects to other hosts, at a public exit.
     public: watch::Sender<Option<Arc<Dialer>>>,
     access: watch::Sender<Arc<Access>>,
+    /// What ends TLS on some ports, if any have it.
+    terminator: OnceLock<Terminator>,
     /// Streams that may still be served at once.
     slots: Arc<Semaphore>,
     /// Streams that were refused for want of a slot.
@@ -139,10 +144,16 @@ impl Exit {
             services: watch::Sender::new(Arc::new(services)),
             public: watch::Sender::new(dialer.map(Arc::new)),
             access: watch::Sender::default(),
+            terminator: OnceLock::new(),
             slots,
             turned_away: AtomicU64::new(0),
             limits,
         }))
+    }
+
+    /// From now on this ends TLS on its ports; a second one is not heeded.
+    pub fn set_terminator(&self, terminator: Terminator) {
+        let _ = self.0.terminator.set(terminator);
     }
 
     /// From now on these lists say who may connect; streams that are open go on.
@@ -211,12 +222,13 @@ impl Offered {
 
 async fn serve(offered: &Offered, offer: Offer) {
     match connect(offered, &offer).await {
-        Ok(service) => {
+        Ok((service, port)) => {
             let service = Socket::new(service);
             if let Some(stream) = offer.accept() {
                 let activity = stream.activity();
+                let terminator = offered.terminator.get().filter(|tls| port.is_some_and(|port| tls.serves(port)));
                 tokio::select! {
-                    () = copy(service.clone(), stream, &service) => {}
+                    () = join(offered, &service, stream, terminator) => {}
                     () = activity.ceases_for(offered.limits.stream_idle) => {
                         debug!("nothing has passed for limits.stream_idle");
                         service.end_with_reset();
@@ -231,17 +243,32 @@ async fn serve(offered: &Offered, offer: Offer) {
     }
 }
 
-/// Connects to what the client asks for.
-async fn connect(offered: &Offered, offer: &Offer) -> Result<TcpStream, Error> {
+/// Joins a stream to its service, in TLS if that ends here.
+async fn join<S>(offered: &Offered, service: &Socket, stream: S, terminator: Option<&Terminator>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let Some(terminator) = terminator else { return copy(service.clone(), stream, service).await };
+    match tokio::time::timeout(offered.limits.handshake_timeout, terminator.accept(stream)).await {
+        Ok(Ok(stream)) => copy(service.clone(), stream, service).await,
+        Ok(Err(error)) => debug!(%error, "no TLS with the client"),
+        Err(_) => debug!("the client's TLS handshake took too long"),
+    }
+}
+
+/// Connects to what the client asks for; says which service that is, by its port.
+async fn connect(offered: &Offered, offer: &Offer) -> Result<(TcpStream, Option<u16>), Error> {
     let services = Arc::clone(&offered.services.borrow());
     let access = Arc::clone(&offered.access.borrow());
     let public = offered.public.borrow().clone();
     let limits = &offered.limits;
+    let mut service_port = None;
     let dial: BoxFuture<'_, Result<TcpStream, Error>> = match (Asked::read(offer.destination(), offer.port())?, &public)
     {
         (Asked::Service(port), _) => {
             let port = if services.is_ambiguous(port) { Some(told_port(limits, offer).await?) } else { port };
-            check(access.of_service(services.port_of(port)), offer)?;
+            service_port = services.port_of(port);
+            check(access.of_service(service_port), offer)?;
             Box::pin(dial_service(services.find(port)?, limits.dial_timeout))
         }
         (Asked::Elsewhere(destination), Some(dialer)) => {
@@ -256,10 +283,10 @@ async fn connect(offered: &Offered, offer: &Offer) -> Result<TcpStream, Error> {
     let mut dial = dial;
     tokio::select! {
         biased;
-        connected = &mut dial => return connected,
+        connected = &mut dial => return Ok((connected?, service_port)),
         () = tokio::time::sleep(HEARD_AFTER) => offer.heard(),
     }
-    dial.await
+    Ok((dial.await?, service_port))
 }
 
 async fn dial_service(target: &str, limit: Duration) -> Result<TcpStream, Error> {

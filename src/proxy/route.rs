@@ -13,11 +13,15 @@ use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tower::Service;
 
+use super::by_key;
 use super::choose::Chooser;
 use super::connect::{BoxedIo, Connect, Destination, Host};
 use super::exits::{Exits, Rule, Via};
+use super::intercept::Interceptor;
+use super::names::Names;
 use crate::addresses::reserved;
 use crate::dial::{Network, SystemNetwork, dial};
+use crate::directory::RelayLists;
 use crate::error::{Error, ErrorKind};
 use crate::name::{self, NostrName};
 use crate::pattern::Pattern;
@@ -73,6 +77,9 @@ pub struct Router {
 struct Ways {
     optimistic: Optimistic,
     isolate_destinations: bool,
+    names: Names,
+    lists: Option<Arc<RelayLists>>,
+    interceptor: Option<Arc<Interceptor>>,
     plan: Plan,
 }
 
@@ -91,7 +98,15 @@ impl Router {
         let chooser = Chooser::new(Arc::clone(&tunnel), None, Exits::default(), Vec::new());
         let chooser = Arc::new(chooser);
         let plan = Plan { rules: Vec::new(), chooser, network: Arc::new(SystemNetwork), dial_timeout: Duration::ZERO };
-        Self { tunnel, ways: watch::Sender::new(Arc::new(Ways { optimistic, isolate_destinations: false, plan })) }
+        let ways = Ways {
+            optimistic,
+            isolate_destinations: false,
+            names: Names::default(),
+            lists: None,
+            interceptor: None,
+            plan,
+        };
+        Self { tunnel, ways: watch::Sender::new(Arc::new(ways)) }
     }
 
     /// Whether streams to different hosts through the same exit share no session.
@@ -99,6 +114,33 @@ impl Router {
     pub fn isolating_destinations(self, isolate: bool) -> Self {
         self.change(|ways| ways.isolate_destinations = isolate);
         self
+    }
+
+    /// Ends TLS for `.nostr` names with the authority of this machine.
+    #[must_use]
+    pub fn with_interceptor(self, interceptor: Interceptor) -> Self {
+        self.change(|ways| ways.interceptor = Some(Arc::new(interceptor)));
+        self
+    }
+
+    /// Knows these names, and whatever becomes of them.
+    #[must_use]
+    pub fn with_names(self, names: Names) -> Self {
+        self.change(|ways| ways.names = names);
+        self
+    }
+
+    /// Finds keys that come without relays by their relay lists, where the configuration does not lead to them.
+    #[must_use]
+    pub fn with_relay_lists(self, lists: Arc<RelayLists>) -> Self {
+        self.change(|ways| ways.lists = Some(lists));
+        self
+    }
+
+    /// The names that it knows.
+    #[must_use]
+    pub fn names(&self) -> Names {
+        self.ways.borrow().names.clone()
     }
 
     /// Everything other than `.nostr` names goes as planned.
@@ -110,7 +152,7 @@ impl Router {
 
     /// From now on streams are opened in this way; those that are open go on.
     pub fn replace(&self, optimistic: Optimistic, isolate_destinations: bool, plan: Plan) {
-        self.change(|ways| *ways = Ways { optimistic, isolate_destinations, plan });
+        self.change(|ways| *ways = Ways { optimistic, isolate_destinations, plan, ..ways.clone() });
     }
 
     fn change(&self, change: impl FnOnce(&mut Ways)) {
@@ -154,8 +196,26 @@ impl Service<Connect> for Router {
             if let Host::Name(host) = &connect.destination.host
                 && name::is_nostr(host)
             {
-                let name = host.parse::<NostrName>()?;
+                let mut name = ways.names.resolve(host)?;
                 let (port, early) = (connect.destination.port, &connect.early_data);
+                // What waits for an answer here is a plain HTTP request of our own.
+                if let Some(interceptor) = ways.interceptor.as_ref().filter(|i| !connect.eager && i.serves(host, port))
+                {
+                    let listed = ways.lists.as_ref().filter(|_| name.relays.is_empty());
+                    if let Some(relays) = listed.and_then(|lists| lists.proven(&name.public_key)) {
+                        name = NostrName::new(name.public_key, relays);
+                    }
+                    return interceptor.open(compartment, name, host, early).await;
+                }
+                let lists = ways.lists.as_ref().filter(|_| name.relays.is_empty());
+                if let Some(lists) = lists {
+                    let listed = lists.proven(&name.public_key).map(|relays| NostrName::new(name.public_key, relays));
+                    match listed {
+                        _ if tunnel.accepts_lately(compartment, &name, port) => {}
+                        Some(listed) if tunnel.accepts_lately(compartment, &listed, port) => name = listed,
+                        _ => return begin(by_key::open(&tunnel, lists, compartment, &name, port).await?, early).await,
+                    }
+                }
                 let stream = match hold(&tunnel, ways.optimistic, compartment, &name, &connect) {
                     Some(hold) => tunnel.open_eager(compartment, &name, port, early, hold).await?,
                     None => tunnel.open(compartment, &name, port, early).await?,

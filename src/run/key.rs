@@ -2,9 +2,7 @@
 //! start. It is in no error and in no log line, and no flag takes it, since everyone on a machine can read command lines.
 
 use std::ffi::OsString;
-use std::fs::{DirBuilder, File};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use etcetera::BaseStrategy;
@@ -12,12 +10,7 @@ use nostr::nips::nip19::ToBech32;
 use nostr::{Keys, SecretKey};
 
 use crate::config::{Origin, PrivateKey};
-
-/// Mode of a directory that is made for the key.
-const DIRECTORY_MODE: u32 = 0o700;
-
-/// Bits that a key file must not have: anything for the group or for others.
-const FORBIDDEN_MODE: u32 = 0o077;
+use crate::private_file::{self, PrivateFileError};
 
 /// The same for a file of the service manager's credentials: it keeps them in a file system of their own, which no other
 /// user can enter, and lets the service in by an access list, which shows as a right of the group (systemd.exec(5)).
@@ -135,21 +128,28 @@ fn forbidden_mode(path: &Path, credentials: Option<OsString>) -> u32 {
         // Only what lies right in it: a way out by `..` is a file like any other.
         directory.is_absolute() && path.parent() == Some(directory.as_path())
     });
-    if is_credential { FORBIDDEN_MODE_OF_CREDENTIAL } else { FORBIDDEN_MODE }
+    if is_credential { FORBIDDEN_MODE_OF_CREDENTIAL } else { private_file::FORBIDDEN_MODE }
 }
 
-/// Where what lasts lies if nothing says otherwise: in the state directory that systemd made, or in the user's.
+/// Where what lasts lies if nothing says otherwise: in the state directory that systemd made, or in the user's. `None`
+/// without a home directory.
+#[must_use]
+pub fn state_directory() -> Option<PathBuf> {
+    state_directory_of(std::env::var_os("STATE_DIRECTORY"))
+}
+
+/// A file there.
 pub(super) fn state_file(name: &str) -> Option<PathBuf> {
-    path_in(std::env::var_os("STATE_DIRECTORY"), name)
+    state_directory().map(|directory| directory.join(name))
 }
 
-fn path_in(state_directory: Option<OsString>, name: &str) -> Option<PathBuf> {
+fn state_directory_of(variable: Option<OsString>) -> Option<PathBuf> {
     // systemd.exec(5): several directories are separated by colons.
-    if let Some(first) = state_directory.iter().flat_map(std::env::split_paths).find(|path| path.is_absolute()) {
-        return Some(first.join(name));
+    if let Some(first) = variable.iter().flat_map(std::env::split_paths).find(|path| path.is_absolute()) {
+        return Some(first);
     }
     let base = etcetera::choose_base_strategy().ok()?;
-    Some(base.state_dir().unwrap_or_else(|| base.data_dir()).join("nws").join(name))
+    Some(base.state_dir().unwrap_or_else(|| base.data_dir()).join("nws"))
 }
 
 /// Reads a secret key, in hex or bech32.
@@ -184,36 +184,25 @@ fn read_or_make(path: &Path) -> Result<Keys, KeyError> {
 }
 
 fn read(path: &Path) -> Result<Keys, KeyError> {
-    let failed = |source| KeyError::File { path: path.to_owned(), source };
-    let file = File::open(path).map_err(failed)?;
-    // The mode of what was opened, which cannot be changed for another file meanwhile.
-    let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o7777;
-    if mode & forbidden_mode(path, std::env::var_os(CREDENTIALS_DIRECTORY)) != 0 {
-        return Err(KeyError::Exposed { path: path.to_owned(), mode });
-    }
-    let mut bytes = Vec::new();
-    file.take(FILE_MAX).read_to_end(&mut bytes).map_err(failed)?;
+    let forbidden = forbidden_mode(path, std::env::var_os(CREDENTIALS_DIRECTORY));
+    let bytes = private_file::read_unless(path, FILE_MAX, forbidden).map_err(|error| match error {
+        PrivateFileError::Exposed { path, mode } => KeyError::Exposed { path, mode },
+        PrivateFileError::Io { path, source } => KeyError::File { path, source },
+    })?;
     let text = std::str::from_utf8(&bytes).map_err(|_| NotAKey::Other);
     text.and_then(parse).map_err(|reason| KeyError::Content { path: path.to_owned(), reason })
 }
 
-/// Writes the key beside its place and links it there: it appears whole, and never in the place of another.
+/// Writes the key into a file of its own.
 fn make(path: &Path, keys: &Keys) -> io::Result<()> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory)?;
-    // tempfile creates with mode 0600.
-    let mut file = tempfile::Builder::new().prefix(".nws-key-").tempfile_in(directory)?;
     let Ok(nsec) = keys.secret_key().to_bech32();
-    writeln!(file, "{nsec}")?;
-    file.as_file().sync_all()?;
-    file.persist_noclobber(path).map_err(|error| error.error)?;
-    // The name of an exit hangs on this file: it should survive a loss of power, too.
-    File::open(directory)?.sync_all()
+    private_file::create(path, format!("{nsec}\n").as_bytes())
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 
@@ -243,10 +232,10 @@ mod tests {
 
     #[test]
     fn the_state_directory_of_a_service_comes_before_that_of_a_user() {
-        let path = path_in(Some("/var/lib/nws:/var/lib/b".into()), FILE_NAME);
-        assert_eq!(path.unwrap(), Path::new("/var/lib/nws/exit.key"));
+        let path = state_directory_of(Some("/var/lib/nws:/var/lib/b".into()));
+        assert_eq!(path.unwrap(), Path::new("/var/lib/nws"));
         for unset in [None, Some("".into())] {
-            assert!(path_in(unset, FILE_NAME).is_none_or(|path| path.ends_with("nws/exit.key")));
+            assert!(state_directory_of(unset).is_none_or(|path| path.ends_with("nws")));
         }
     }
 
@@ -259,9 +248,9 @@ mod tests {
         assert_eq!((credential(credentials.clone()), credential(None)), (Some(path.clone()), None));
         let elsewhere = [Path::new("/etc/exit.key"), &directory.path().join("../exit.key"), &path.join("exit.key")];
         for other in elsewhere {
-            assert_eq!(forbidden_mode(other, credentials.clone()), FORBIDDEN_MODE, "{}", other.display());
+            assert_eq!(forbidden_mode(other, credentials.clone()), private_file::FORBIDDEN_MODE, "{}", other.display());
         }
-        assert_eq!(forbidden_mode(&path, None), FORBIDDEN_MODE);
+        assert_eq!(forbidden_mode(&path, None), private_file::FORBIDDEN_MODE);
         let forbidden = forbidden_mode(&path, credentials);
         for (mode, allowed) in [(0o440, true), (0o400, true), (0o444, false), (0o460, false), (0o450, false)] {
             assert_eq!(mode & forbidden == 0, allowed, "{mode:o}");

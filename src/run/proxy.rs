@@ -10,27 +10,28 @@ use tokio::sync::{Semaphore, mpsc};
 use super::info::Info;
 use super::shutdown::Shutdown;
 use super::sockets::Inherited;
-use super::system_wide::Names;
-use super::{RunError, key, manager, reload};
-use crate::config::{Config, ProxyConfig};
+use super::{RunError, key, manager, reload, system_wide, trust};
+use crate::config::{Config, ProxyConfig, TrustConfig};
 use crate::dial::SystemNetwork;
-use crate::directory::Directory;
+use crate::directory::{Directory, RelayLists};
 use crate::identity::Identity;
 use crate::limits::Limits;
 use crate::name::NostrName;
 use crate::proxy::exits::{Exits, Rule, Via};
-use crate::proxy::{Chooser, Gated, Listener, Plan, Router};
+use crate::proxy::{Chooser, Gated, Interceptor, Listener, Names, Plan, Router};
 use crate::relay::Notice;
+use crate::tls::Authority;
 use crate::tunnel::Tunnel;
 
 /// Sections that mean nothing to a proxy.
 const FOREIGN: &[&str] = &["exit", "relay"];
 
 /// Runs a proxy until the end is asked for and its connections are done. It serves the sockets that the service manager
-/// holds for it, and binds its own only if there are none. On SIGHUP, exits and rules are asked of `reread`.
+/// holds for it, and binds its own only if there are none. On SIGHUP, exits, rules and names are asked of `reread`.
 ///
 /// # Errors
-/// When an address cannot be listened on, the key of its identity cannot be used, or the information file cannot be written.
+/// When an address cannot be listened on, the key of its identity or of the local authority cannot be used, the
+/// information file cannot be written, or the system refuses signals.
 pub async fn run(
     config: Config,
     inherited: Inherited,
@@ -43,14 +44,9 @@ pub async fn run(
     let slots = Arc::new(Semaphore::new(limits.proxy_connections.min(Semaphore::MAX_PERMITS)));
     let mut inherited = inherited;
     let listeners = listeners(&config.proxy, std::mem::take(&mut inherited.clients)).await?;
-    let mut names = Names::bind(&config, inherited).await?;
-    let identity = identity(&config.proxy)?;
-    let tunnel = Tunnel::new(config.relays.clone(), Arc::clone(&limits)).with_identity(identity);
-    let tunnel = Arc::new(tunnel);
-    let plan = plan(&tunnel, &config.proxy, &config.relays, &limits);
-    let router = Router::new(Arc::clone(&tunnel), config.proxy.optimistic)
-        .isolating_destinations(config.proxy.isolate_destinations)
-        .with_plan(plan.clone());
+    let (tunnel, router, plan) = start_router(&config, &limits)?;
+    let kept = router.names();
+    let mut names = system_wide::Names::bind(&config, inherited, kept.clone()).await?;
     let gated = Gated::new(router.clone(), Arc::clone(&limits));
     let addresses: Vec<_> = listeners.iter().map(Listener::local_addr).collect();
     let mut info = Info::new(addresses.clone());
@@ -74,6 +70,8 @@ pub async fn run(
         let (tunnel, limits, relays) = (Arc::clone(&tunnel), Arc::clone(&limits), config.relays.clone());
         let mut plan = plan;
         move |running, new| {
+            kept.read_again(new.names.clone());
+            running.names.clone_from(&new.names);
             take_over(&mut running.proxy, &new.proxy, |proxy, keeps_exits| {
                 plan = match keeps_exits {
                     true => Plan { rules: proxy.rule.clone(), ..plan.clone() },
@@ -160,6 +158,43 @@ fn of_rules(rules: &[Rule]) -> Vec<PublicKey> {
         _ => None,
     };
     rules.iter().filter_map(exit).collect()
+}
+
+/// The tunnel of a proxy, what goes where through it, and what of that is planned. Must be called inside a tokio runtime.
+///
+/// # Errors
+/// When the key of its identity or of the local authority cannot be used.
+pub(super) fn start_router(config: &Config, limits: &Arc<Limits>) -> Result<(Arc<Tunnel>, Router, Plan), RunError> {
+    let identity = identity(&config.proxy)?;
+    let tunnel = Tunnel::new(config.relays.clone(), Arc::clone(limits)).with_identity(identity);
+    let tunnel = tunnel.through(config.relay_proxy.upstream());
+    let tunnel = Arc::new(tunnel);
+    let plan = plan(&tunnel, &config.proxy, &config.relays, limits);
+    let lookup = if config.proxy.lookup_relays.is_empty() { &config.relays } else { &config.proxy.lookup_relays };
+    let lists = RelayLists::new(Arc::clone(&tunnel), lookup.clone(), Arc::clone(limits));
+    let router = Router::new(Arc::clone(&tunnel), config.proxy.optimistic)
+        .isolating_destinations(config.proxy.isolate_destinations)
+        .with_relay_lists(Arc::new(lists))
+        .with_names(Names::new(config.names.clone()))
+        .with_plan(plan.clone());
+    let router = match authority(&config.proxy.trust)? {
+        Some(authority) => {
+            router.with_interceptor(Interceptor::new(Arc::clone(&tunnel), authority, Arc::clone(limits)))
+        }
+        None => router,
+    };
+    Ok((tunnel, router, plan))
+}
+
+/// The authority of this machine, if the proxy is to end TLS with it.
+fn authority(config: &TrustConfig) -> Result<Option<Authority>, RunError> {
+    if !config.enabled {
+        return Ok(None);
+    }
+    let authority = Authority::load(&trust::directory(config)?)?;
+    let fingerprint = authority.fingerprint();
+    tracing::info!(%fingerprint, "TLS of .nostr names ends here, with certificates of this local authority");
+    Ok(Some(authority))
 }
 
 /// The identity that is shown to some exits, if there is one.

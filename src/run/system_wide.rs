@@ -12,8 +12,7 @@ use super::sockets::Inherited;
 use super::{RunError, key};
 use crate::config::{Config, DnsConfig, ListenAddr};
 use crate::dns::{Book, Resolver, Upstream};
-use crate::name::NostrName;
-use crate::proxy::Listener;
+use crate::proxy::{Listener, Names as KeptNames};
 
 /// The file of addresses in the state directory.
 const FILE_NAME: &str = "addresses.json";
@@ -39,7 +38,7 @@ struct Serving {
 
 impl Names {
     /// Binds what is configured, or takes the sockets that were passed; there may be nothing to do.
-    pub(super) async fn bind(config: &Config, passed: Inherited) -> Result<Self, RunError> {
+    pub(super) async fn bind(config: &Config, passed: Inherited, known: KeptNames) -> Result<Self, RunError> {
         let (mut udp, mut tcp) = (Vec::new(), Vec::new());
         let broken = |source| RunError::System { what: "cannot use a socket passed to us", source };
         for socket in passed.dns_udp {
@@ -81,7 +80,7 @@ impl Names {
         let book = Arc::new(book);
         let servers: Vec<_> = forward.iter().map(|server| server.0).collect();
         let upstream = Upstream::new(&servers).map_err(|error| RunError::Failed(format!("dns.forward: {error}")))?;
-        let resolver = Resolver::new(Arc::clone(&book), |name| name.parse::<NostrName>().is_ok(), upstream);
+        let resolver = Resolver::new(Arc::clone(&book), move |name| known.resolve(name).is_ok(), upstream);
         let dns = tcp.iter().filter_map(|socket| socket.local_addr().ok()).collect();
         let transparent: std::io::Result<Vec<Listener>> =
             transparent.into_iter().map(|socket| Ok(Listener::over(socket)?.redirected(Arc::clone(&book)))).collect();
