@@ -3,6 +3,7 @@
 //! before the exit has accepted on one of them, so none arrives twice.
 
 use std::pin::pin;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use futures_util::future::{Either, select};
@@ -29,6 +30,23 @@ pub(super) async fn open(
     name: &NostrName,
     port: u16,
 ) -> Result<TunnelStream, Error> {
+    let presumed = Mutex::new(None);
+    let outcome = race(tunnel, lists, compartment, name, port, &presumed).await;
+    // Perhaps an old exit, which never says that it has accepted, after all.
+    let presumed = presumed.into_inner().unwrap_or_else(PoisonError::into_inner);
+    outcome.or_else(|error| presumed.ok_or(error))
+}
+
+/// Both ways side by side. A stream on the relays of the configuration that counts as open without a word of the exit's goes
+/// into `presumed`: silence is also what there is where nobody listens.
+async fn race(
+    tunnel: &Tunnel,
+    lists: &RelayLists,
+    compartment: Compartment,
+    name: &NostrName,
+    port: u16,
+    presumed: &Mutex<Option<TunnelStream>>,
+) -> Result<TunnelStream, Error> {
     let by_list = async {
         let relays = lists.find(&name.public_key).await;
         if relays.is_empty() || same(&relays, tunnel.relays()) {
@@ -43,7 +61,16 @@ pub(super) async fn open(
     if tunnel.relays().is_empty() {
         return by_list.await.map_err(|unopened| unopened.error);
     }
-    let mut configured = pin!(ask(tunnel, compartment, name, port));
+    let configured = async {
+        let stream = ask(tunnel, compartment, name, port).await?;
+        if stream.is_answered() {
+            return Ok(stream);
+        }
+        *presumed.lock().unwrap_or_else(PoisonError::into_inner) = Some(stream);
+        let error = Error::new(ErrorKind::Timeout, "the exit is silent on the relays of the configuration");
+        Err(Unopened { error, answered: false })
+    };
+    let mut configured = pin!(configured);
     // Whoever was reached by its list before is asked there at once, too.
     let patience = if lists.proven(&name.public_key).is_some() { Duration::ZERO } else { PATIENCE };
     let (first, silent) = match timeout(patience, configured.as_mut()).await {

@@ -46,7 +46,7 @@ impl TunnelStream {
     }
 
     /// Whether the peer has said anything about the stream, be it that it refuses.
-    pub(super) fn is_answered(&self) -> bool {
+    pub(crate) fn is_answered(&self) -> bool {
         self.shared.engine().session.is_answered(self.key)
     }
 
