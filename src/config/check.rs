@@ -55,6 +55,16 @@ pub(super) fn check(config: &Config) -> Result<(), Finding> {
         }
         _ => {}
     }
+    let waiting = [
+        ("proxy.public_listen", "proxy.public_address", &config.proxy.public_listen, &config.proxy.public_address),
+        ("exit.public_listen", "exit.public_address", &config.exit.public_listen, &config.exit.public_address),
+    ];
+    for (listen, address, at, told) in waiting {
+        if at.is_some() && told.is_none() {
+            let reason = format!("listens where nobody comes: set {address} to where peers reach it, too");
+            return Err(finding(&[listen], reason));
+        }
+    }
     let relay = &config.relay;
     at_least_one("relay.max_connections", relay.max_connections as u64)?;
     at_least_one("relay.max_subscriptions", relay.max_subscriptions as u64)?;
@@ -114,6 +124,11 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         session_lifetime,
         session_idle,
         message_age,
+        direct_timeout,
+        direct_pause,
+        direct_waiting,
+        direct_strangers,
+        direct_dials_per_second,
         event_max,
         relay_connect_timeout,
         relay_ping_after,
@@ -128,6 +143,7 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         ("limits.old_idle_timeout", old_idle_timeout),
         ("limits.idle_probe_after", idle_probe_after),
         ("limits.message_age", message_age),
+        ("limits.direct_timeout", direct_timeout),
         ("limits.relay_connect_timeout", relay_connect_timeout),
         ("limits.relay_ping_after", relay_ping_after),
         ("limits.relay_ping_timeout", relay_ping_timeout),
@@ -143,6 +159,7 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
     not_too_long("limits.session_idle", *session_idle)?;
     not_too_long("limits.stream_idle", *stream_idle)?;
     not_too_long("limits.session_lifetime", *session_lifetime)?;
+    not_too_long("limits.direct_pause", *direct_pause)?;
 
     for (key, count) in [
         ("limits.path_events_max", *path_events_max as u64),
@@ -156,6 +173,9 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         ("limits.known_exits", *known_exits as u64),
         ("limits.proxy_connections", *proxy_connections as u64),
         ("limits.proxy_sessions", *proxy_sessions as u64),
+        ("limits.direct_waiting", *direct_waiting as u64),
+        ("limits.direct_strangers", *direct_strangers as u64),
+        ("limits.direct_dials_per_second", u64::from(*direct_dials_per_second)),
     ] {
         at_least_one(key, count)?;
     }

@@ -6,6 +6,7 @@
 
 mod address;
 mod check;
+mod direct;
 mod dropin;
 mod error;
 mod logging;
@@ -19,12 +20,14 @@ use bytesize::ByteSize;
 use nostr::RelayUrl;
 use serde::{Deserialize, Serialize};
 
+use crate::direct::Plaintext;
 use crate::exit::{AllowList, Rule as ExitRule};
 use crate::limits::Limits;
 use crate::proxy::Optimistic;
 use crate::proxy::exits::{ExitName, Exits, Rule as ProxyRule};
 
 pub use self::address::{ListenAddr, Target};
+pub use self::direct::{DialConfig, Range};
 pub use self::dropin::DropIn;
 pub use self::error::{ConfigError, Origin, ValueError};
 pub use self::logging::{LogConfig, LogFilter, LogFormat};
@@ -79,6 +82,14 @@ pub struct ProxyConfig {
     pub identity: Option<PathBuf>,
     /// The exits that it is shown to.
     pub identity_for: Vec<ExitName>,
+    /// Where exits reach this proxy beside the relays.
+    pub public_address: Option<Target>,
+    /// Where it listens for that; without it on the same port of all addresses.
+    pub public_listen: Option<ListenAddr>,
+    /// When old exits may be asked for a connection in clear.
+    pub direct_plaintext: Plaintext,
+    /// Which addresses that exits offer are dialled.
+    pub dial_exits: DialConfig,
     /// File for scripts, written when the proxy is ready.
     pub info_file: Option<PathBuf>,
 }
@@ -94,6 +105,10 @@ impl Default for ProxyConfig {
             rule: Vec::new(),
             identity: None,
             identity_for: Vec::new(),
+            public_address: None,
+            public_listen: None,
+            direct_plaintext: Plaintext::default(),
+            dial_exits: DialConfig::default(),
             info_file: None,
         }
     }
@@ -119,6 +134,14 @@ pub struct ExitConfig {
     pub public: PublicConfig,
     /// What a public exit connects to, before its defaults.
     pub rule: Vec<ExitRule>,
+    /// Where proxies reach this exit beside the relays; they are told.
+    pub public_address: Option<Target>,
+    /// Where it listens for that; without it on the same port of all addresses.
+    pub public_listen: Option<ListenAddr>,
+    /// When old entries are connected to in clear.
+    pub direct_plaintext: Plaintext,
+    /// Which addresses that proxies offer are dialled.
+    pub dial_back: DialConfig,
     /// File for scripts, written when the exit is ready.
     pub info_file: Option<PathBuf>,
 }

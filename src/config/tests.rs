@@ -185,7 +185,7 @@ fn mistakes_in_a_file_name_the_file_the_key_and_the_reason() {
         (
             "[proxy]\nlisten_on = []",
             "proxy.listen_on",
-            "unknown key; known here: listen, optimistic, isolate_destinations, exit, exclude, rule, identity, identity_for, info_file",
+            "unknown key; known here: listen, optimistic, isolate_destinations, exit, exclude, rule, identity, identity_for, public_address, public_listen, direct_plaintext, dial_exits, info_file",
         ),
         ("colour = 'red'", "colour", "unknown key"),
         ("private_key = 'x'", "private_key", "unknown key"),
@@ -221,6 +221,12 @@ fn mistakes_in_a_file_name_the_file_the_key_and_the_reason() {
         ("[[exit.rule]]\nto = '*'\nports = [0]\naction = 'accept'", "exit.rule.0.ports", "neither a port"),
         ("[[exit.rule]]\nto = '*'\nports = []\naction = 'accept'", "exit.rule.0.ports", "is empty"),
         ("[[exit.rule]]\nto = '*'\naction = 'allow'", "exit.rule.0.action", "not one of: accept, reject"),
+        ("[proxy]\npublic_address = '192.0.2.1'", "proxy.public_address", "has no port"),
+        ("[proxy]\npublic_listen = '0.0.0.0:1'", "proxy.public_listen", "set proxy.public_address"),
+        ("[proxy]\ndirect_plaintext = 'yes'", "proxy.direct_plaintext", "not one of: never, tls-only, always"),
+        ("[exit.dial_back]\nprivate = ['*']", "exit.dial_back.private.0", "is no address and no range"),
+        ("[exit.dial_back]\nfamilies = 'v4'", "exit.dial_back.families", "not one of: any, ipv4, ipv6"),
+        ("[limits]\ndirect_timeout = '0s'", "limits.direct_timeout", "is zero"),
         ("[exit.public]\nannounce_interval = '0s'", "exit.public.announce_interval", "between 1s and 1h"),
     ] {
         let files = Files::new();

@@ -3,10 +3,12 @@
 
 pub mod access;
 mod dial;
+mod direct;
 pub mod policy;
 mod service;
 
 pub use access::{Access, AllowList};
 pub use dial::Dialer;
+pub use direct::DirectPaths;
 pub use policy::{Action, Policy, Rule};
 pub use service::{Exit, Services};

@@ -3,10 +3,9 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +14,7 @@ use tracing::{Instrument, debug, debug_span, warn};
 
 use super::access::{Access, check};
 use super::dial::Dialer;
+use super::direct::{DirectPaths, serve_reverse};
 use crate::destination::{Destination, Host, split_port};
 use crate::error::{Error, ErrorKind};
 use crate::limits::Limits;
@@ -54,13 +54,13 @@ impl Services {
     }
 
     /// Whether a destination without a port does not tell which service is meant.
-    fn is_ambiguous(&self, port: Option<u16>) -> bool {
+    pub(super) fn is_ambiguous(&self, port: Option<u16>) -> bool {
         let offers_any = self.default.is_some() || !self.by_port.is_empty();
         port.is_none() && offers_any && self.only().is_none()
     }
 
     /// The port of the service that is meant, if one is.
-    fn port_of(&self, port: Option<u16>) -> Option<u16> {
+    pub(super) fn port_of(&self, port: Option<u16>) -> Option<u16> {
         match port {
             Some(port) => self.by_port.contains_key(&port).then_some(port),
             None if self.default.is_none() && self.by_port.len() == 1 => self.by_port.keys().next().copied(),
@@ -80,7 +80,7 @@ impl Services {
 
 /// What a client asks an exit for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Asked {
+pub(super) enum Asked {
     /// A service of the exit's own, by its port if that was said.
     Service(Option<u16>),
     /// Another host.
@@ -90,7 +90,7 @@ enum Asked {
 impl Asked {
     /// Reads a destination as a client wrote it, and its port where that was said apart. Services are meant by a `.nostr`
     /// name, whichever it is (a client may know this exit by several), by a name without a dot, or by none.
-    fn read(destination: Option<&str>, port: Option<u16>) -> Result<Self, Error> {
+    pub(super) fn read(destination: Option<&str>, port: Option<u16>) -> Result<Self, Error> {
         let Some(text) = destination else { return Ok(Self::Service(port)) };
         let (host, named) = split_port(text)
             .map_err(|_| Error::new(ErrorKind::Protocol, "the port of the destination is no number"))?;
@@ -111,8 +111,8 @@ pub struct Exit(Arc<Offered>);
 
 /// What is behind an exit.
 #[derive(Debug)]
-struct Offered {
-    services: Services,
+pub(super) struct Offered {
+    pub(super) services: Services,
     /// What connects to other hosts, at a public exit.
     public: Option<Dialer>,
     access: RwLock<Arc<Access>>,
@@ -120,7 +120,8 @@ struct Offered {
     slots: Arc<Semaphore>,
     /// Streams that were refused for want of a slot.
     turned_away: AtomicU64,
-    limits: Arc<Limits>,
+    direct: OnceLock<Arc<DirectPaths>>,
+    pub(super) limits: Arc<Limits>,
 }
 
 impl Exit {
@@ -135,7 +136,15 @@ impl Exit {
     pub fn public(services: Services, dialer: Option<Dialer>, limits: Arc<Limits>) -> Self {
         let slots = Arc::new(Semaphore::new(limits.exit_streams.min(Semaphore::MAX_PERMITS)));
         let (access, turned_away) = (RwLock::default(), AtomicU64::new(0));
-        Self(Arc::new(Offered { services, public: dialer, access, slots, turned_away, limits }))
+        let direct = OnceLock::new();
+        Self(Arc::new(Offered { services, public: dialer, access, slots, turned_away, direct, limits }))
+    }
+
+    /// Takes streams off the relays where there is a way; only the first call counts.
+    #[must_use]
+    pub fn with_direct(self, direct: Arc<DirectPaths>) -> Self {
+        self.0.direct.get_or_init(|| direct);
+        self
     }
 
     /// From now on these lists say who may connect; streams that are open go on.
@@ -176,6 +185,11 @@ impl Exit {
 }
 
 impl Offered {
+    /// The ways beside the relays.
+    pub(super) fn direct(&self) -> &DirectPaths {
+        self.direct.get_or_init(Arc::default)
+    }
+
     /// Refuses a stream for which there is no slot.
     fn turn_away(&self, offer: Offer) {
         let count = self.turned_away.fetch_add(1, Ordering::Relaxed) + 1;
@@ -187,13 +201,24 @@ impl Offered {
 }
 
 async fn serve(offered: &Offered, offer: Offer) {
+    if offer.reverse().is_some() {
+        return serve_reverse(offered, offer).await;
+    }
     match connect(offered, &offer).await {
         Ok(service) => {
             let service = Socket::new(service);
-            if let Some(stream) = offer.accept() {
+            let said = offer.direct().cloned();
+            if let Some((stream, mover)) = offer.accept() {
                 let activity = stream.activity();
+                let moving = async {
+                    match &said {
+                        Some(said) => offered.direct().follow(&mover, said).await,
+                        None => std::future::pending().await,
+                    }
+                };
                 tokio::select! {
                     () = copy(service.clone(), stream, &service) => {}
+                    () = moving => {}
                     () = activity.ceases_for(offered.limits.stream_idle) => {
                         debug!("nothing has passed for limits.stream_idle");
                         service.end_with_reset();
@@ -208,33 +233,58 @@ async fn serve(offered: &Offered, offer: Offer) {
     }
 }
 
+/// Where a client that may goes.
+pub(super) enum Target<'a> {
+    Service(&'a str),
+    Elsewhere(&'a Dialer, Destination),
+}
+
 /// Connects to what the client asks for.
 async fn connect(offered: &Offered, offer: &Offer) -> Result<TcpStream, Error> {
-    let Offered { services, public, access, limits, .. } = offered;
-    let access = Arc::clone(&access.read().unwrap_or_else(PoisonError::into_inner));
-    let dial: BoxFuture<'_, Result<TcpStream, Error>> = match (Asked::read(offer.destination(), offer.port())?, public)
+    let mut asked = Asked::read(offer.destination(), offer.port())?;
+    if let Asked::Service(port) = &mut asked
+        && offered.services.is_ambiguous(*port)
     {
-        (Asked::Service(port), _) => {
-            let port = if services.is_ambiguous(port) { Some(told_port(limits, offer).await?) } else { port };
-            check(access.of_service(services.port_of(port)), offer)?;
-            Box::pin(dial_service(services.find(port)?, limits.dial_timeout))
-        }
-        (Asked::Elsewhere(destination), Some(dialer)) => {
-            check(access.public.as_ref(), offer)?;
-            Box::pin(async move { dialer.connect(&destination, limits.dial_timeout).await })
-        }
-        (Asked::Elsewhere(_), None) => {
-            let reason = "this exit offers its own services only, under its .nostr name; it is not a public one";
-            return Err(Error::new(ErrorKind::Denied, reason));
-        }
-    };
-    let mut dial = dial;
+        *port = Some(told_port(&offered.limits, offer).await?);
+    }
+    let target = target(offered, offer, &asked)?;
+    let dial = dial(offered, &target);
+    tokio::pin!(dial);
     tokio::select! {
         biased;
         connected = &mut dial => return connected,
         () = tokio::time::sleep(HEARD_AFTER) => offer.heard(),
     }
     dial.await
+}
+
+/// What a client is led to, if it may.
+pub(super) fn target<'a>(offered: &'a Offered, offer: &Offer, asked: &Asked) -> Result<Target<'a>, Error> {
+    let Offered { services, public, access, .. } = offered;
+    let access = Arc::clone(&access.read().unwrap_or_else(PoisonError::into_inner));
+    match (asked, public) {
+        (Asked::Service(port), _) => {
+            check(access.of_service(services.port_of(*port)), offer)?;
+            Ok(Target::Service(services.find(*port)?))
+        }
+        (Asked::Elsewhere(destination), Some(dialer)) => {
+            check(access.public.as_ref(), offer)?;
+            Ok(Target::Elsewhere(dialer, destination.clone()))
+        }
+        (Asked::Elsewhere(_), None) => {
+            let reason = "this exit offers its own services only, under its .nostr name; it is not a public one";
+            Err(Error::new(ErrorKind::Denied, reason))
+        }
+    }
+}
+
+/// Connects there.
+pub(super) async fn dial(offered: &Offered, target: &Target<'_>) -> Result<TcpStream, Error> {
+    let limit = offered.limits.dial_timeout;
+    match target {
+        Target::Service(target) => dial_service(target, limit).await,
+        Target::Elsewhere(dialer, destination) => dialer.connect(destination, limit).await,
+    }
 }
 
 async fn dial_service(target: &str, limit: Duration) -> Result<TcpStream, Error> {
@@ -252,7 +302,7 @@ async fn told_port(limits: &Limits, offer: &Offer) -> Result<u16, Error> {
 }
 
 /// What a client that names no port wants, by its first bytes: a TLS ClientHello goes to 443, all else to 80.
-fn guess_port(first: &[u8]) -> u16 {
+pub(super) fn guess_port(first: &[u8]) -> u16 {
     const TLS_HANDSHAKE: u8 = 22;
     if first.first() == Some(&TLS_HANDSHAKE) { 443 } else { 80 }
 }

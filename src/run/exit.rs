@@ -9,8 +9,11 @@ use super::info::Info;
 use super::shutdown::Shutdown;
 use super::{RunError, reload};
 use crate::config::{Config, ExitConfig, PublicConfig, Service};
+use crate::dial::SystemNetwork;
+use crate::direct::Reach;
 use crate::directory::{Announcer, Profile};
-use crate::exit::{Access, Dialer, Exit, Policy, Services};
+use crate::exit::{Access, Dialer, DirectPaths, Exit, Policy, Services};
+use crate::limits::Limits;
 use crate::name::NostrName;
 use crate::tunnel::Acceptor;
 
@@ -32,11 +35,12 @@ pub async fn run(
         default: config.exit.target.as_ref().map(ToString::to_string),
     };
     let access = access_of(&config.exit);
-    let policy = config.exit.public.enabled.then(|| Policy::new(config.exit.rule));
+    let policy = config.exit.public.enabled.then(|| Policy::new(config.exit.rule.clone()));
     if policy.is_some() {
         tracing::warn!("this exit is public: whoever finds it reaches the internet with this machine's address");
     }
     let limits = Arc::new(config.limits);
+    let direct = direct(&config.exit, &limits, &shutdown).await?;
     let name = NostrName::new(keys.public_key(), relays.clone());
     let mut acceptor = Acceptor::start(keys.clone(), &relays, Arc::clone(&limits));
     greet(&name, &services, policy.as_ref());
@@ -56,7 +60,7 @@ pub async fn run(
         let announcer = Announcer::new(keys, acceptor.links(), acceptor.heard_on(), profile);
         tokio::spawn(announcer.run(shutdown.token().clone()))
     });
-    let exit = Exit::public(services, policy.map(Dialer::new), limits);
+    let exit = Exit::public(services, policy.map(Dialer::new), limits).with_direct(direct);
     exit.set_access(access);
     let reloading = {
         let exit = exit.clone();
@@ -79,6 +83,18 @@ pub async fn run(
     }
     acceptor.close().await;
     Ok(())
+}
+
+/// The ways beside the relays.
+async fn direct(config: &ExitConfig, limits: &Limits, shutdown: &Shutdown) -> Result<Arc<DirectPaths>, RunError> {
+    let (address, listen) = (config.public_address.as_ref(), config.public_listen.as_ref());
+    let rendezvous = super::direct::listen(address, listen, limits, shutdown).await?;
+    let reach = config.dial_back.clone().reachable();
+    let reach = reach.map(|reachable| Reach::new(reachable, Arc::new(SystemNetwork), limits));
+    if rendezvous.is_some() || reach.is_some() {
+        tracing::warn!("clients of this exit can learn its address (exit.dial_back, exit.public_address)");
+    }
+    Ok(Arc::new(DirectPaths { reach, plaintext: config.direct_plaintext, rendezvous }))
 }
 
 /// Who may connect to what.

@@ -2,6 +2,7 @@
 //! the exit's key, and the way they end. Not here: the command line, which decides what runs (`cli`).
 
 pub mod demo;
+mod direct;
 pub mod exit;
 pub mod exits;
 pub mod info;

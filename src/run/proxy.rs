@@ -10,13 +10,14 @@ use super::shutdown::Shutdown;
 use super::{RunError, key};
 use crate::config::{Config, ProxyConfig};
 use crate::dial::SystemNetwork;
+use crate::direct::Reach;
 use crate::directory::Directory;
 use crate::identity::Identity;
 use crate::limits::Limits;
 use crate::name::NostrName;
 use crate::proxy::exits::{Exits, Via};
 use crate::proxy::{Chooser, Listener, Plan, Router};
-use crate::tunnel::Tunnel;
+use crate::tunnel::{DirectPaths, Tunnel};
 
 /// Runs a proxy until the end is asked for and its connections are done.
 ///
@@ -33,7 +34,8 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
         listeners.push(listener.with_slots(Arc::clone(&slots)));
     }
     let identity = identity(&config.proxy)?;
-    let tunnel = Tunnel::new(config.relays.clone(), Arc::clone(&limits)).with_identity(identity);
+    let direct = direct(&config.proxy, &limits, &shutdown).await?;
+    let tunnel = Tunnel::new(config.relays.clone(), Arc::clone(&limits)).with_identity(identity).with_direct(direct);
     let tunnel = Arc::new(tunnel);
     let plan = plan(&tunnel, config.proxy.clone(), &config.relays, &limits);
     let router = Router::new(Arc::clone(&tunnel), config.proxy.optimistic)
@@ -52,6 +54,20 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     shutdown.drain().await;
     tunnel.close().await;
     Ok(())
+}
+
+/// The ways beside the relays, if there are any.
+async fn direct(
+    config: &ProxyConfig,
+    limits: &Limits,
+    shutdown: &Shutdown,
+) -> Result<Option<Arc<DirectPaths>>, RunError> {
+    let (address, listen) = (config.public_address.as_ref(), config.public_listen.as_ref());
+    let rendezvous = super::direct::listen(address, listen, limits, shutdown).await?;
+    let reach = config.dial_exits.clone().reachable();
+    let reach = reach.map(|reachable| Reach::new(reachable, Arc::new(SystemNetwork), limits));
+    let some = rendezvous.is_some() || reach.is_some();
+    Ok(some.then(|| DirectPaths::new(rendezvous, reach, config.direct_plaintext, limits)))
 }
 
 /// The identity that is shown to some exits, if there is one.

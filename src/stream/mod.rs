@@ -17,7 +17,7 @@ mod tombstone;
 
 use std::time::Duration;
 
-pub use session::{Event, Incoming, Refusal, Session, Side, Tongue, Transmit};
+pub use session::{Event, Incoming, Moved, Refusal, Session, Side, Tongue, Transmit};
 pub use settings::Settings;
 
 /// A relay, as a session numbers it.

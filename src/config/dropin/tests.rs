@@ -60,8 +60,8 @@ fn a_proxy_takes_the_relays_and_leaves_what_is_for_an_exit() {
     let settings = proxy(&sources).unwrap();
     assert_eq!(texts(&settings.config.relays), ["ws://a", "wss://b"]);
     assert_eq!((settings.config.exit.target, settings.private_key), (None, None));
-    assert_eq!(settings.drop_in.public_address.as_deref(), Some("192.0.2.1:4444"));
-    assert_eq!(texts(&settings.drop_in.taken), [variable(RELAYS)]);
+    assert_eq!(settings.config.proxy.public_address.unwrap().to_string(), "192.0.2.1:4444");
+    assert_eq!(texts(&settings.drop_in.taken), [variable(RELAYS), variable(PUBLIC_ADDRESS)]);
 }
 
 #[test]
