@@ -5,8 +5,8 @@
 
 use bytes::Bytes;
 use nws::message::{
-    BATCH_MESSAGES, Message, MessageError, SACK_RANGES, Type, data_beside_that_fits, data_that_fits, decode,
-    encoded_len,
+    BATCH_MESSAGES, Direct, Failed, Message, MessageError, Offer, SACK_RANGES, Type, data_beside_that_fits,
+    data_that_fits, decode, encoded_len,
 };
 use proptest::collection::vec;
 use proptest::option;

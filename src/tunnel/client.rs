@@ -58,13 +58,13 @@ struct Ready {
 
 impl Ready {
     /// A stream over a connection that an old exit makes, if it is one and does.
-    async fn from_old(&self, host: &str, port: u16) -> Option<TunnelStream> {
+    async fn open_reverse(&self, host: &str, port: u16) -> Option<TunnelStream> {
         let direct = self.direct.as_ref()?;
         let rendezvous = direct.asks_old(&self.exit, port)?;
         if !matches!(self.shared.engine().session.tongue(), Tongue::Nip74 | Tongue::Deployed) {
             return None;
         }
-        direct.from_old(rendezvous, Arc::clone(&self.shared), self.exit, host.to_owned(), port).await
+        direct.open_reverse(rendezvous, Arc::clone(&self.shared), self.exit, host.to_owned(), port).await
     }
 }
 
@@ -162,7 +162,7 @@ impl Tunnel {
         early: &[u8],
     ) -> Result<TunnelStream, Error> {
         let session = self.session(self.id(name, compartment)?)?;
-        if let Some(stream) = session.from_old(&name.to_string(), port).await {
+        if let Some(stream) = session.open_reverse(&name.to_string(), port).await {
             return send_rest(stream, early).await;
         }
         let (stream, taken) = begin(session, name.to_string(), port, early, None)?;
@@ -187,7 +187,7 @@ impl Tunnel {
         hold: Duration,
     ) -> Result<TunnelStream, Error> {
         let session = self.session(self.id(name, compartment)?)?;
-        if let Some(stream) = session.from_old(&name.to_string(), port).await {
+        if let Some(stream) = session.open_reverse(&name.to_string(), port).await {
             return send_rest(stream, early).await;
         }
         let (stream, taken) = begin(session, name.to_string(), port, early, Some(hold))?;
@@ -237,7 +237,7 @@ impl Tunnel {
     ) -> Result<TunnelStream, Unopened> {
         let silent = |error| Unopened { error, answered: false };
         let session = self.id(exit, compartment).and_then(|id| self.session(id)).map_err(silent)?;
-        if let Some(stream) = session.from_old(&destination.to_string(), destination.port).await {
+        if let Some(stream) = session.open_reverse(&destination.to_string(), destination.port).await {
             return Ok(stream);
         }
         let begun = begin(session, destination.to_string(), destination.port, &[], None);

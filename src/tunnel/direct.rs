@@ -162,7 +162,7 @@ impl DirectPaths {
     }
 
     /// A stream in clear from an old exit, which says nothing if it cannot or will not.
-    pub(super) async fn from_old(
+    pub(super) async fn open_reverse(
         &self,
         rendezvous: &Arc<Rendezvous>,
         shared: Arc<Shared>,
