@@ -23,6 +23,9 @@ def slow(stranger):
         pass
 
 
+CONTEXT = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
 def say(stranger, number):
     kind = number % 6
     if kind == 1:
@@ -34,9 +37,8 @@ def say(stranger, number):
     elif kind == 4 and number < 100:
         threading.Thread(target=slow, args=(stranger,), daemon=True).start()
     elif kind == 5:
-        context = ssl.create_default_context()
         incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-        greeting = context.wrap_bio(incoming, outgoing, server_hostname=os.urandom(16).hex() + ".invalid")
+        greeting = CONTEXT.wrap_bio(incoming, outgoing, server_hostname=os.urandom(16).hex() + ".invalid")
         try:
             greeting.do_handshake()
         except ssl.SSLWantReadError:
