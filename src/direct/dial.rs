@@ -11,6 +11,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use uuid::Uuid;
 
+use super::gathered::Gathered;
 use super::rendezvous::server_name;
 use super::tls::pinned;
 use super::{Connection, WELCOME};
@@ -24,7 +25,7 @@ use crate::message::Offer;
 pub async fn prove(tcp: TcpStream, offer: &Offer) -> io::Result<Connection> {
     prepare(&tcp);
     let name = ServerName::try_from(server_name(&offer.token)).map_err(io::Error::other)?;
-    let mut tls = TlsConnector::from(pinned(offer.fingerprint)?).connect(name, tcp).await?;
+    let mut tls = TlsConnector::from(pinned(offer.fingerprint)?).connect(name, Gathered::new(tcp)).await?;
     tls.write_all(&offer.token).await?;
     tls.flush().await?;
     be_welcome(&mut tls).await?;

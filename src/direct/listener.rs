@@ -16,6 +16,7 @@ use uuid::Uuid;
 
 use super::Connection;
 use super::dial::Plain;
+use super::gathered::Gathered;
 use super::rendezvous::Rendezvous;
 use super::strangers::{Place, Strangers};
 use crate::dial::prepare;
@@ -114,10 +115,9 @@ async fn show(tcp: TcpStream, rendezvous: &Rendezvous) -> Option<()> {
 type Shown = (tokio::sync::oneshot::Sender<Connection>, Connection);
 
 async fn show_token(tcp: TcpStream, rendezvous: &Rendezvous) -> Option<Shown> {
-    let greeting = LazyConfigAcceptor::new(Acceptor::default(), tcp).await.ok()?;
+    let greeting = LazyConfigAcceptor::new(Acceptor::default(), Gathered::new(tcp)).await.ok()?;
     let Some(config) = greeting.client_hello().server_name().and_then(|name| rendezvous.greeted(name)) else {
         // Without an alert: there is nothing here.
-        let _ = greeting.io.set_zero_linger();
         return None;
     };
     let mut tls = greeting.into_stream(config).await.ok()?;

@@ -7,6 +7,7 @@
 
 mod dial;
 mod failures;
+mod gathered;
 mod listener;
 mod reach;
 mod rendezvous;
