@@ -35,6 +35,8 @@ pub struct Limits {
     pub window_initial: ByteSize,
     /// Receive window that a stream may grow to: the most memory that one stream's reader can make us hold.
     pub window_max: ByteSize,
+    /// Most bytes that all streams together hold, before new ones are refused and those that hold their share wait.
+    pub streams_memory: ByteSize,
     /// Most bytes under way on one relay for one session; relays drop silently what a reader lags behind.
     pub path_window_max: ByteSize,
     /// Most events under way on one relay for one session (the embedded relay drops from 1,024 on).
@@ -62,6 +64,14 @@ pub struct Limits {
     pub known_exits: usize,
     /// Most client connections of a proxy at once.
     pub proxy_connections: usize,
+    /// Most open streams of one client of a proxy; a client is an address, so all programs behind loopback are one.
+    pub client_streams: usize,
+    /// Most new streams of one client of a proxy in a second, and at once.
+    pub client_streams_per_second: u32,
+    /// Most bytes of one client that a proxy passes on in a second, both directions together; 0 is no limit.
+    pub client_bytes_per_second: ByteSize,
+    /// Most new streams of all clients of a proxy in a second, and at once.
+    pub proxy_streams_per_second: u32,
     /// Most sessions of a proxy: each has a subscription on each of its relays.
     pub proxy_sessions: usize,
     /// A session key of a proxy takes new streams for so long.
@@ -87,6 +97,8 @@ pub struct Limits {
     pub direct_dials_per_second: u32,
     /// Largest event for a relay that does not say its limit (NIP-11).
     pub event_max: ByteSize,
+    /// Most bytes to and from each relay in an hour, so that one can be a good guest; 0 is no limit.
+    pub relay_bytes_per_hour: ByteSize,
     /// Longest time for a relay's DNS, TCP, TLS and websocket handshakes together.
     #[serde(with = "humantime_serde")]
     pub relay_connect_timeout: Duration,
@@ -113,6 +125,7 @@ impl Default for Limits {
             drain_timeout: Duration::from_secs(10),
             window_initial: ByteSize::mib(1),
             window_max: ByteSize::mib(16),
+            streams_memory: ByteSize::mib(256),
             path_window_max: ByteSize::mib(16),
             path_events_max: 512,
             session_streams: 20_000,
@@ -126,6 +139,10 @@ impl Default for Limits {
             relays_per_name: 8,
             known_exits: 1_000,
             proxy_connections: 20_000,
+            client_streams: 20_000,
+            client_streams_per_second: 2_000,
+            client_bytes_per_second: ByteSize::b(0),
+            proxy_streams_per_second: 5_000,
             proxy_sessions: 1_000,
             session_lifetime: Duration::from_secs(600),
             session_idle: Duration::from_secs(300),
@@ -136,6 +153,7 @@ impl Default for Limits {
             direct_strangers: 256,
             direct_dials_per_second: 50,
             event_max: ByteSize::b(65_536),
+            relay_bytes_per_hour: ByteSize::b(0),
             relay_connect_timeout: Duration::from_secs(10),
             relay_ping_after: Duration::from_secs(20),
             relay_ping_timeout: Duration::from_secs(10),

@@ -16,7 +16,7 @@ use nostr::{Keys, RelayUrl};
 use nws::envelope::Conversation;
 use nws::message::{Message, Type, decode};
 use nws::proxy::Optimistic;
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use uuid::Uuid;
 
 use support::backends::{self, Backend};
@@ -94,6 +94,37 @@ async fn a_peer_at_its_pace_gets_every_byte() {
     let (_running, world, _) = limited(|setup| setup.limits.peer_bytes_per_second = ByteSize::mib(1)).await;
     soon("a download", world.download(80, 1_500_000)).await;
     soon("an upload", world.upload(80, 100_000)).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_passes_over_a_relay_stays_within_its_budget() {
+    let (_running, world, _) = limited(|setup| setup.limits.relay_bytes_per_hour = ByteSize::mib(16)).await;
+    soon("a download within the budget", world.download(80, 1_500_000)).await;
+    let more = tokio::time::timeout(Duration::from_secs(3), world.download(80, 16_000_000)).await;
+    assert!(more.is_err(), "half of the budget is spent, and the rest takes an hour");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn readers_that_stand_still_do_not_fill_the_memory_of_an_exit() {
+    let (_running, world, _) = limited(|setup| setup.limits.streams_memory = ByteSize::mib(2)).await;
+    let mut standing = Vec::new();
+    let refused = loop {
+        let mut stream = match soon("a stream or a refusal", world.socks_as("greedy", 80)).await {
+            Ok(stream) => stream,
+            Err(reply) => break reply,
+        };
+        stream.write_all(b"GET /bytes/50000000 HTTP/1.1\r\nHost: x\r\n\r\n").await.unwrap();
+        standing.push(stream);
+        assert!(standing.len() < 200, "memory has no bound");
+    };
+    assert_eq!(refused, OVERLOADED);
+    standing.clear();
+    soon("room again", async {
+        while world.socks_as("another", 80).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
 }
 
 /// Opens streams under one key as fast as the relay takes them, until told to stop; counts those that are refused.

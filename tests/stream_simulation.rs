@@ -3,9 +3,10 @@
 
 #![allow(clippy::unwrap_used, reason = "a panic is how a test fails, in its helpers too")]
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::time::{Duration, Instant};
 
+use bytesize::ByteSize;
 use nws::ErrorKind;
 use nws::envelope::{EventLimits, frame_len};
 use nws::limits::Limits;
@@ -69,6 +70,8 @@ struct End {
     opening: HashMap<Uuid, Vec<Message>>,
     /// Bytes that the program reads in a go; 0 is a reader that stalls.
     appetite: usize,
+    /// Streams that it does not read.
+    stalled: HashSet<Uuid>,
     /// What the exit's program answers with, per stream.
     answer: Vec<u8>,
     accept: bool,
@@ -99,15 +102,20 @@ fn plaintext_max() -> usize {
 
 impl World {
     fn new(seed: u64, relays: Vec<Weather>) -> Self {
+        Self::limited(seed, relays, &Limits::default())
+    }
+
+    fn limited(seed: u64, relays: Vec<Weather>, limits: &Limits) -> Self {
         let now = Instant::now();
         let end = |side, tongue| End {
-            session: Session::new(side, settings(), tongue),
+            session: Session::new(side, Settings::from(limits), tongue),
             outbox: HashMap::new(),
             inbox: HashMap::new(),
             ended: HashMap::new(),
             failed: HashMap::new(),
             opening: HashMap::new(),
             appetite: usize::MAX,
+            stalled: HashSet::new(),
             answer: Vec::new(),
             accept: true,
             most_held: 0,
@@ -190,7 +198,7 @@ impl World {
                     }
                 }
             }
-            let mut appetite = end.appetite;
+            let mut appetite = if end.stalled.contains(&key) { 0 } else { end.appetite };
             while appetite > 0 && !end.ended.contains_key(&key) {
                 let mut buffer = Vec::with_capacity(appetite.min(65_536));
                 let mut limited = bytes::BufMut::limit(&mut buffer, appetite.min(65_536));
@@ -420,6 +428,35 @@ fn a_stalled_reader_holds_back_the_sender_and_memory_stays_within_the_window() {
     assert!(world.run(Duration::from_secs(120), |world| world.ended(key)));
     let bound = settings().window_max as usize;
     assert!(world.ends.iter().all(|end| end.most_held <= bound));
+}
+
+#[test]
+fn readers_that_stand_still_take_no_memory_that_others_need() {
+    let limits = Limits { streams_memory: ByteSize::mib(4), ..Limits::default() };
+    let mut world = World::limited(17, vec![Weather::fair(2)], &limits);
+    world.ends[EXIT].answer = pattern(8_000_000, 1);
+    let stalled: Vec<Uuid> = (0..12).map(|_| world.open(b"go".to_vec())).collect();
+    world.ends[PROXY].stalled.extend(&stalled);
+    let healthy: Vec<Uuid> = (0..3).map(|_| world.open(b"go".to_vec())).collect();
+    let done = |world: &mut World| healthy.iter().all(|&key| world.ended(key));
+    assert!(world.run(Duration::from_secs(120), done), "{:?}", world.ends[PROXY].failed);
+    assert!(healthy.iter().all(|key| world.ends[PROXY].inbox[key] == pattern(8_000_000, 1)));
+    let bound = 5 * 1024 * 1024 + 15 * 40 * 1024;
+    for end in &world.ends {
+        assert!(end.most_held > 2 * 1024 * 1024, "memory is there to be used: {}", end.most_held);
+        assert!(end.most_held <= bound, "{}", end.most_held);
+    }
+    assert_eq!(
+        world.ends[EXIT].session.has_room_for_one_more().map_err(|error| error.kind()),
+        Err(ErrorKind::Overloaded)
+    );
+    let refused = world.open(b"go".to_vec());
+    assert!(world.run(Duration::from_secs(5), |world| world.ends[PROXY].failed.contains_key(&refused)));
+    assert_eq!(world.ends[PROXY].failed[&refused], ErrorKind::Overloaded);
+    // And all of it comes when they wake.
+    world.ends[PROXY].stalled.clear();
+    assert!(world.run(Duration::from_secs(240), |world| stalled.iter().all(|&key| world.ended(key))));
+    assert!(stalled.iter().all(|key| world.ends[PROXY].inbox[key] == pattern(8_000_000, 1)));
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod children;
 mod client;
 mod events;
 mod first_byte;
+mod flood;
 mod frames;
 mod goodput;
 mod ground;
@@ -90,6 +91,7 @@ async fn measure(part: Part, ground: &Ground, tunnel: &Tunnel, options: &Options
         Part::Requests => requests::measure(ground, tunnel, options).await?,
         Part::Load => first_byte::under_load(tunnel, options).await?,
         Part::Events => events::measure(ground, tunnel, options).await?,
+        Part::Flood => flood::measure(options).await?,
         Part::Memory => memory::measure(options).await?,
     };
     report.add(table);

@@ -77,14 +77,24 @@ pub(crate) enum Part {
     Load,
     /// Events for each MiB and each request.
     Events,
+    /// What one key's flood of openings costs another.
+    Flood,
     /// Memory with idle streams, with --full also after 1 GiB and with 10,000.
     Memory,
 }
 
 impl Part {
     /// All of them.
-    pub(crate) const ALL: [Self; 7] =
-        [Self::Limit, Self::Goodput, Self::FirstByte, Self::Requests, Self::Load, Self::Events, Self::Memory];
+    pub(crate) const ALL: [Self; 8] = [
+        Self::Limit,
+        Self::Goodput,
+        Self::FirstByte,
+        Self::Requests,
+        Self::Load,
+        Self::Events,
+        Self::Flood,
+        Self::Memory,
+    ];
 }
 
 impl Options {

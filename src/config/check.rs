@@ -17,6 +17,9 @@ const WINDOW_MIN: ByteSize = ByteSize::kib(64);
 /// Smallest limit of an event: a `CONNECT` alone takes a kilobyte after encryption and base64.
 const EVENT_MIN: ByteSize = ByteSize::kib(4);
 
+/// Smallest budget of a relay for an hour: below it not even a page would pass at once.
+const BUDGET_MIN: ByteSize = ByteSize::mib(16);
+
 /// Largest message that the embedded relay can be told to take: the websocket library beneath ends there.
 const MESSAGE_MAX: ByteSize = ByteSize::mib(16);
 
@@ -106,6 +109,7 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         drain_timeout,
         window_initial,
         window_max,
+        streams_memory,
         path_window_max,
         path_events_max,
         session_streams,
@@ -120,6 +124,10 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         relays_per_name,
         known_exits,
         proxy_connections,
+        client_streams,
+        client_streams_per_second,
+        client_bytes_per_second: _,
+        proxy_streams_per_second,
         proxy_sessions,
         session_lifetime,
         session_idle,
@@ -130,6 +138,7 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         direct_strangers,
         direct_dials_per_second,
         event_max,
+        relay_bytes_per_hour,
         relay_connect_timeout,
         relay_ping_after,
         relay_ping_timeout,
@@ -172,6 +181,9 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         ("limits.relays_per_name", *relays_per_name as u64),
         ("limits.known_exits", *known_exits as u64),
         ("limits.proxy_connections", *proxy_connections as u64),
+        ("limits.client_streams", *client_streams as u64),
+        ("limits.client_streams_per_second", u64::from(*client_streams_per_second)),
+        ("limits.proxy_streams_per_second", u64::from(*proxy_streams_per_second)),
         ("limits.proxy_sessions", *proxy_sessions as u64),
         ("limits.direct_waiting", *direct_waiting as u64),
         ("limits.direct_strangers", *direct_strangers as u64),
@@ -191,6 +203,10 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
             &["limits.window_initial", "limits.window_max"],
             format!("limits.window_initial ({window_initial}) is above limits.window_max ({window_max})"),
         ));
+    }
+    at_least("limits.streams_memory", *streams_memory, WINDOW_MIN, "or hardly a stream could be served")?;
+    if relay_bytes_per_hour.as_u64() > 0 {
+        at_least("limits.relay_bytes_per_hour", *relay_bytes_per_hour, BUDGET_MIN, "or 0 for no limit")?;
     }
     at_least("limits.path_window_max", *path_window_max, WINDOW_MIN, "or no event would ever be under way")?;
     at_least("limits.event_max", *event_max, EVENT_MIN, "the smallest that a message fits into")

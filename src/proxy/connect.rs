@@ -2,7 +2,7 @@
 //! front ends and the routes behind them. A route is a `tower::Service<Connect, Response = BoxedIo, Error = Error>`.
 
 use std::fmt;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use bytes::Bytes;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -14,6 +14,8 @@ pub use crate::destination::{Destination, Host};
 pub struct Isolation {
     /// The listener that the client came to.
     pub listener: Option<SocketAddr>,
+    /// Its address.
+    pub client: Option<IpAddr>,
     /// SOCKS user and password, or the value of `Proxy-Authorization`.
     pub credentials: Option<String>,
 }
@@ -23,6 +25,7 @@ impl fmt::Debug for Isolation {
         // Credentials never reach a log, even at trace.
         f.debug_struct("Isolation")
             .field("listener", &self.listener)
+            .field("client", &self.client)
             .field("credentials", &self.credentials.as_ref().map(|_| ".."))
             .finish()
     }

@@ -188,7 +188,7 @@ async fn connect<S: Route>(
         destination: Destination { host: Host::parse(host), port },
         early_data,
         eager: false,
-        isolation: front.isolation(credentials(request.headers())),
+        isolation: front.isolation(&session.client, credentials(request.headers())),
     };
     let stream = open(front.route.clone(), connect, front.limits.open_timeout).await?;
     session.take_over(hyper::upgrade::on(&mut request), stream);

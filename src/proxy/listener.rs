@@ -50,8 +50,8 @@ pub(super) struct Front<S> {
 
 impl<S> Front<S> {
     /// What sets this client's streams apart.
-    pub(super) const fn isolation(&self, credentials: Option<String>) -> Isolation {
-        Isolation { listener: Some(self.listener), credentials }
+    pub(super) fn isolation(&self, client: &Socket, credentials: Option<String>) -> Isolation {
+        Isolation { listener: Some(self.listener), client: client.peer_ip(), credentials }
     }
 }
 

@@ -3,6 +3,7 @@
 mod choose;
 pub mod connect;
 pub mod exits;
+mod gate;
 mod http;
 pub mod listener;
 mod open;
@@ -11,6 +12,7 @@ mod route;
 mod socks;
 
 pub use choose::Chooser;
+pub use gate::Gated;
 pub use listener::Listener;
 pub use open::Route;
 pub use route::{Optimistic, Plan, Router};

@@ -273,6 +273,7 @@ mod tests {
             early_data: bytes::Bytes::new(),
             isolation: super::super::connect::Isolation {
                 listener: Some(listener.parse().unwrap()),
+                client: None,
                 credentials: credentials.map(str::to_owned),
             },
         };

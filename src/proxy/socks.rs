@@ -73,7 +73,7 @@ pub(super) async fn serve<S: Route>(mut client: Socket, front: &Front<S>, deadli
     };
 
     let early_data = client.take_ready(EARLY_DATA_MAX);
-    let connect = Connect { destination, early_data, eager: false, isolation: front.isolation(credentials) };
+    let connect = Connect { destination, early_data, eager: false, isolation: front.isolation(&client, credentials) };
     let outcome = tokio::select! {
         outcome = open(front.route.clone(), connect, front.limits.open_timeout) => outcome,
         () = client.reset() => return debug!("the client left before its stream was open"),

@@ -147,6 +147,7 @@ async fn write(
         if let Err(error) = sink.flush().await {
             return format!("cannot write: {error}");
         }
+        let resumes_at = shared.budget.resumes_at();
         let sent = tokio::select! {
             biased;
             Some(control) = control.recv() => {
@@ -167,7 +168,9 @@ async fn write(
                 "" => sink.feed(Frame::Ping(bytes::Bytes::new())).await,
                 _ => sink.feed(text(answer)).await,
             },
-            count = outgoing.recv_many(&mut batch, 16) => {
+            // The hour's budget is spent; whoever asked for room meanwhile is told below.
+            () = sleep_until(resumes_at.unwrap_or_else(Instant::now)), if resumes_at.is_some() => Ok(()),
+            count = outgoing.recv_many(&mut batch, 16), if resumes_at.is_none() => {
                 if count == 0 {
                     return "the link is closed".to_owned();
                 }
@@ -199,6 +202,7 @@ async fn feed_events(
                 inner.published_order.push_back(id);
             }
         }
+        talk.shared.budget.spend(event.frame.len());
         let frame = Utf8Bytes::try_from(event.frame).map_err(|error| WsError::Io(io::Error::other(error)))?;
         sink.feed(Frame::Text(frame)).await?;
     }
@@ -249,6 +253,7 @@ async fn read(talk: &Talk<'_>, mut stream: impl StreamExt<Item = Result<Frame, W
 
 async fn on_frame(talk: &Talk<'_>, text: Utf8Bytes) {
     let shared = talk.shared;
+    shared.budget.spend(text.len());
     let bytes = bytes::Bytes::from(text.clone());
     match RelayFrame::parse(&text, &bytes) {
         Ok(RelayFrame::Event { subscription, event }) => {

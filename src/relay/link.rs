@@ -16,6 +16,7 @@ use super::connection;
 use super::frame::Wanted;
 use crate::envelope::{EventLimits, IncomingEvent, SealedEvent};
 use crate::limits::Limits;
+use crate::pace::Pace;
 use crate::stream::{PathId, Refusal};
 
 /// Events that wait for the socket at most. Short, so that what waits is decided late; the sender keeps the rest.
@@ -26,6 +27,12 @@ const STABLE_AFTER: Duration = Duration::from_secs(10);
 
 /// Least time between two attempts, however often somebody asks.
 const NUDGE_PAUSE: Duration = Duration::from_secs(1);
+
+/// An hour's budget is spent at an even pace, but for half an hour's worth that may go at once: together never more than
+/// the budget in any hour.
+const BUDGET_AHEAD: Duration = Duration::from_secs(3600);
+/// Seconds over which the other half is spread, doubled.
+const BUDGET_SPREAD: f64 = 7200.0;
 
 /// What an attachment is told about its relay.
 #[derive(Debug, Clone)]
@@ -101,6 +108,8 @@ pub(super) struct Shared {
     pub(super) id: PathId,
     pub(super) url: RelayUrl,
     pub(super) limits: Arc<Limits>,
+    /// What may pass to and from this relay (`limits.relay_bytes_per_hour`).
+    pub(super) budget: Pace,
     state: Mutex<State>,
     outgoing: mpsc::Sender<Outgoing>,
     control: mpsc::UnboundedSender<Control>,
@@ -165,6 +174,7 @@ impl Link {
         let shared = Arc::new(Shared {
             id,
             url,
+            budget: Pace::new(limits.relay_bytes_per_hour.as_u64() as f64 / BUDGET_SPREAD, BUDGET_AHEAD),
             limits,
             state: Mutex::default(),
             outgoing,
@@ -238,12 +248,14 @@ impl Attachment {
     /// Whether the queue takes an event now; if not, [`Notice::Room`] will follow.
     #[must_use]
     pub fn has_room(&self) -> bool {
-        if self.link.shared.outgoing.capacity() > 0 {
+        let shared = &self.link.shared;
+        let has_room = || shared.outgoing.capacity() > 0 && shared.budget.resumes_at().is_none();
+        if has_room() {
             return true;
         }
         self.attached.wants_room.store(true, Ordering::Release);
         // Room may have come up between the question and the wish.
-        self.link.shared.outgoing.capacity() > 0
+        has_room()
     }
 
     /// Takes a place in the queue for an event that is still to be made. `None` when the queue is full: then

@@ -16,7 +16,7 @@ use crate::identity::Identity;
 use crate::limits::Limits;
 use crate::name::NostrName;
 use crate::proxy::exits::{Exits, Via};
-use crate::proxy::{Chooser, Listener, Plan, Router};
+use crate::proxy::{Chooser, Gated, Listener, Plan, Router};
 use crate::tunnel::{DirectPaths, Tunnel};
 
 /// Runs a proxy until the end is asked for and its connections are done.
@@ -41,6 +41,7 @@ pub async fn run(config: Config, shutdown: Shutdown) -> Result<(), RunError> {
     let router = Router::new(Arc::clone(&tunnel), config.proxy.optimistic)
         .isolating_destinations(config.proxy.isolate_destinations)
         .with_plan(plan);
+    let router = Gated::new(router, Arc::clone(&limits));
     let addresses: Vec<_> = listeners.iter().map(Listener::local_addr).collect();
     for listener in listeners {
         let (token, tracker) = (shutdown.token().clone(), shutdown.tracker().clone());

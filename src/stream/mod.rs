@@ -4,6 +4,7 @@
 //! it come out. So a simulation runs an hour of a bad network in a second. [`crate::tunnel`] drives it for real.
 
 mod congestion;
+mod memory;
 mod old;
 mod path;
 mod ranges;
@@ -17,6 +18,7 @@ mod tombstone;
 
 use std::time::Duration;
 
+pub use memory::StreamMemory;
 pub use session::{Event, Incoming, Moved, Refusal, Session, Side, Tongue, Transmit};
 pub use settings::Settings;
 

@@ -251,14 +251,18 @@ impl RecvBuffer {
     }
 
     /// Gives credit when the reader has taken half the window since the last time, and widens the window of a reader
-    /// that does so within a few round trips. True when the peer is to be told.
-    pub(super) fn give_credit(&mut self, now: Instant, round_trip: Duration) -> bool {
+    /// that does so within a few round trips. Where memory is scarce, the credit goes no further than `ceiling`. True when
+    /// the peer is to be told.
+    pub(super) fn give_credit(&mut self, now: Instant, round_trip: Duration, ceiling: Option<u64>) -> bool {
         let (given, at) = self.given_at;
         if self.fin.is_some() || self.read - given < self.window / 2 {
             return false;
         }
+        if let Some(ceiling) = ceiling {
+            self.window = self.window.min(ceiling);
+        }
         let soon = round_trip.max(ROUND_TRIP_MIN) * GROWTH_ROUND_TRIPS;
-        if at.is_none_or(|at| now.saturating_duration_since(at) < soon) {
+        if ceiling.is_none() && at.is_none_or(|at| now.saturating_duration_since(at) < soon) {
             self.window = (self.window * 2).min(self.window_max);
         }
         self.given_at = (self.read, Some(now));

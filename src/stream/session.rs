@@ -222,7 +222,9 @@ impl Session {
         if stream.send.is_finished() {
             return Err(Error::new(ErrorKind::Internal, "written to after its end was announced"));
         }
-        let taken = stream.send.write(data);
+        let room = usize::try_from(stream.holding.room()).unwrap_or(usize::MAX);
+        // What it holds is acknowledged some time, and then there is room.
+        let taken = stream.send.write(&data[..data.len().min(room)]);
         if taken > 0 {
             stream.let_opening_go();
         }
@@ -282,7 +284,13 @@ impl Session {
         let stream = self.streams.get_mut(&key).ok_or_else(gone)?;
         let taken = stream.recv.read(into);
         if taken > 0 {
-            if matches!(stream.phase, Phase::Open) && stream.recv.give_credit(now, round_trip) && !stream.is_old() {
+            stream.account();
+            let memory = stream.holding.account();
+            let ceiling = memory.is_scarce().then(|| memory.share());
+            if matches!(stream.phase, Phase::Open)
+                && stream.recv.give_credit(now, round_trip, ceiling)
+                && !stream.is_old()
+            {
                 self.owe_ack_now(now, key);
             }
             return Ok(Some(taken));
@@ -339,6 +347,16 @@ impl Session {
             && self.opening_queue.is_empty())
     }
 
+    /// Whether streams have at least so many bytes to send.
+    #[must_use]
+    pub fn has_waiting(&self, bytes: usize) -> bool {
+        let mut waiting = 0;
+        self.data_queue.iter().filter_map(|key| self.streams.get(key)).any(|stream| {
+            waiting += stream.send.next_len();
+            waiting >= bytes
+        })
+    }
+
     /// Whether a stream is here, or was until lately.
     #[must_use]
     pub fn knows(&self, key: Uuid) -> bool {
@@ -390,6 +408,7 @@ impl Session {
     /// Notes anew when a stream must act.
     fn arm(&mut self, key: Uuid) {
         let Some(stream) = self.streams.get_mut(&key) else { return };
+        stream.account();
         let deadline = stream.deadline(&self.settings);
         if deadline != stream.timer {
             if let Some(old) = stream.timer {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::StreamMemory;
 use crate::limits::Limits;
 
 /// An opening ends this long before whoever asked for it gives up, so that the reason comes out and not only the fact.
@@ -14,6 +15,8 @@ pub struct Settings {
     pub window_initial: u64,
     /// Receive window that a stream may grow to, in bytes.
     pub window_max: u64,
+    /// What streams of this and other sessions may hold together.
+    pub memory: StreamMemory,
     /// Bytes under way on one path.
     pub path_window_max: u64,
     /// Events under way on one path.
@@ -31,10 +34,12 @@ pub struct Settings {
 }
 
 impl From<&Limits> for Settings {
+    /// With an account of memory of their own.
     fn from(limits: &Limits) -> Self {
         Self {
             window_initial: limits.window_initial.as_u64(),
             window_max: limits.window_max.as_u64(),
+            memory: StreamMemory::new(limits.streams_memory.as_u64()),
             path_window_max: limits.path_window_max.as_u64(),
             path_events_max: limits.path_events_max,
             streams_max: limits.session_streams,

@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crate::error::Error;
 use crate::message::{Message, Type, VERSION};
 
+use super::memory::Holding;
 use super::old::{BUFFER, Old};
 use super::recv::RecvBuffer;
 use super::send::SendBuffer;
@@ -83,6 +84,8 @@ pub(super) struct Stream {
     pub(super) phase: Phase,
     pub(super) send: SendBuffer,
     pub(super) recv: RecvBuffer,
+    /// Its part of the memory of all streams.
+    pub(super) holding: Holding,
     /// When the program let go of its end, or the last progress since.
     released: Option<Instant>,
     /// What a stream with a peer that knows no reliable streams needs.
@@ -119,6 +122,7 @@ impl Stream {
             phase,
             send: SendBuffer::new(settings.window_max),
             recv: RecvBuffer::new(settings.window_initial, settings.window_max),
+            holding: settings.memory.enter(),
             released: None,
             old: None,
             destination: None,
@@ -137,6 +141,20 @@ impl Stream {
             last_ack: None,
             said_max: 0,
         }
+    }
+
+    /// Tells the account of all streams what this one holds.
+    pub(super) fn account(&mut self) {
+        self.holding.set((self.send.held() + self.recv.held()) as u64);
+    }
+
+    /// Whether there is memory for bytes of the peer's. What the reader waits for is always taken.
+    pub(super) fn may_take(&self, off: u64, len: usize) -> bool {
+        let takes = len as u64 <= self.holding.room() || off <= self.recv.ack() && !self.recv.is_readable();
+        if !takes {
+            self.holding.account().note_refused();
+        }
+        takes
     }
 
     /// Whether the peer of this stream knows no reliable streams.

@@ -17,6 +17,7 @@ use super::compartment::Compartment;
 use super::direct::DirectPaths;
 use super::driver::{ARRIVALS_MAX, Driver, OPENINGS_MIN, Recent, Sent, subscribe_all, unix_now};
 use super::memory::Memory;
+use super::moderation::Moderation;
 use super::shared::Shared;
 use super::stream::TunnelStream;
 use crate::destination::Destination;
@@ -110,6 +111,8 @@ pub struct Tunnel {
     direct: Option<Arc<DirectPaths>>,
     sessions: Mutex<HashMap<SessionId, Client>>,
     memory: Arc<Memory>,
+    /// Those of every session, with one account of memory.
+    settings: Settings,
     end: CancellationToken,
     drivers: TaskTracker,
 }
@@ -126,6 +129,7 @@ impl Tunnel {
     pub fn new(relays: Vec<RelayUrl>, limits: Arc<Limits>) -> Self {
         Self {
             links: Links::new(Arc::clone(&limits)),
+            settings: Settings::from(&*limits),
             limits,
             relays,
             identity: None,
@@ -348,7 +352,7 @@ impl Tunnel {
             Error::new(ErrorKind::HostUnreachable, format!("the name's key is not usable: {error}"))
         })?;
         let tongue = self.memory.recall(&id.exit);
-        let shared = Arc::new(Shared::new(Side::Proxy, Settings::from(&*self.limits), tongue));
+        let shared = Arc::new(Shared::new(Side::Proxy, self.settings.clone(), tongue));
         let (arrivals_tx, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let (notices_tx, notices) = mpsc::unbounded_channel();
         let wanted = Wanted::Messages { recipient: keys.public_key().to_hex(), author: Some(id.exit.to_hex()) };
@@ -370,6 +374,7 @@ impl Tunnel {
             openings: HashMap::new(),
             sent: Sent::default(),
             sealing: FuturesOrdered::new(),
+            moderation: Moderation::default(),
         };
         self.drivers.spawn(driver.run(self.end.clone()));
         Ok(Client {
@@ -399,6 +404,7 @@ fn begin(
     let taken = {
         let mut engine = shared.engine();
         engine.check()?;
+        engine.session.has_room_for_one_more()?;
         engine.session.open_held(Instant::now(), key, host.clone(), port, hold.unwrap_or_default());
         if let Some(proof) = proof {
             engine.session.authorize(key, proof);

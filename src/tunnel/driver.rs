@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::memory::Memory;
+use super::moderation::Moderation;
 use super::server::Door;
 use super::shared::Shared;
 use crate::envelope::{Conversation, EnvelopeError, EventLimits, IncomingEvent, SealedEvent};
@@ -66,6 +67,7 @@ pub(super) struct Driver {
     pub(super) sent: Sent,
     /// Events that are being sealed, in the order in which they are to leave.
     pub(super) sealing: FuturesOrdered<JoinHandle<Sealed>>,
+    pub(super) moderation: Moderation,
 }
 
 /// An event that was sealed beside the session.
@@ -176,7 +178,8 @@ impl Driver {
                 if idle_until.is_some_and(|until| until <= now) && engine.close_if_idle() {
                     break;
                 }
-                let wake_up = engine.session.poll_timeout().into_iter().chain(idle_until).min();
+                let moderated = self.moderation.until(now).filter(|_| engine.session.wants_to_send());
+                let wake_up = engine.session.poll_timeout().into_iter().chain(idle_until).chain(moderated).min();
                 wake_up.unwrap_or(now + IDLE_CHECK)
             };
             if more {
@@ -246,10 +249,15 @@ impl Driver {
                 // The next one that is done calls again.
                 return false;
             }
+            let now = Instant::now();
+            if self.moderation.until(now).is_some() && !self.shared.engine().session.has_waiting(SHARED_WORK_MIN) {
+                // What else comes until then goes along.
+                return false;
+            }
             let transmit = {
                 let attachments = &self.attachments;
                 let mut has_room = |path: PathId| attachments.get(&path).is_some_and(Attachment::has_room);
-                self.shared.engine().session.poll_transmit(Instant::now(), &mut has_room)
+                self.shared.engine().session.poll_transmit(now, &mut has_room)
             };
             self.tell_audience();
             match transmit {
@@ -264,6 +272,9 @@ impl Driver {
         let bytes: usize = transmit.messages.iter().map(|message| message.data.len()).sum();
         if bytes >= SHARED_WORK_MIN && !transmit.is_special() && cores() > 1 {
             return self.seal_beside(transmit);
+        }
+        if bytes < SHARED_WORK_MIN {
+            self.moderation.note(Instant::now(), transmit.messages.len());
         }
         let Transmit { path, packet, messages, opening, also, wants_ok } = transmit;
         let known = opening.and_then(|key| self.openings.get(&key).cloned());

@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use bytesize::ByteSize;
 use governor::{DefaultDirectRateLimiter, Quota, RateLimiter};
 
-use super::pace::Pace;
+use super::pace;
 use crate::error::{Error, ErrorKind};
 use crate::limits::Limits;
+use crate::pace::Pace;
 
 /// What was refused by a rate, counted since the start.
 #[derive(Debug, Default)]
@@ -18,6 +19,7 @@ pub struct Refusals {
     of_peer: AtomicU64,
     of_all: AtomicU64,
     of_strangers: AtomicU64,
+    of_queues: AtomicU64,
 }
 
 impl Refusals {
@@ -37,6 +39,12 @@ impl Refusals {
     #[must_use]
     pub fn of_strangers(&self) -> u64 {
         self.of_strangers.load(Ordering::Relaxed)
+    }
+
+    /// Events of peers that send more at once than their session takes in; they are dropped as a relay drops them.
+    #[must_use]
+    pub fn of_queues(&self) -> u64 {
+        self.of_queues.load(Ordering::Relaxed)
     }
 }
 
@@ -88,7 +96,7 @@ impl Gate {
     }
 
     fn under(common: Arc<Common>) -> Self {
-        let pace = Arc::new(Pace::new(common.bytes_of_peer));
+        let pace = Arc::new(pace::of_peer(common.bytes_of_peer));
         Self { own: Arc::new(limiter(common.of_peer)), pace, common }
     }
 
@@ -118,6 +126,11 @@ impl Gate {
             count(&self.common.refusals.of_strangers, "limits.exit_strangers_per_second");
         }
         looks
+    }
+
+    /// An event was dropped because its session had too many to take in.
+    pub(super) fn note_full_queue(&self) {
+        count(&self.common.refusals.of_queues, "events of one peer that wait");
     }
 
     pub(super) fn refusals(&self) -> Arc<Refusals> {

@@ -9,6 +9,7 @@ mod direct;
 mod driver;
 mod gate;
 mod memory;
+mod moderation;
 mod moving;
 pub(crate) mod pace;
 mod replay;

@@ -11,45 +11,14 @@ use bytesize::ByteSize;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until};
 
+use crate::pace::Pace;
+
 /// What a peer that was quiet may send ahead of its pace: a page loads at once.
-const BURST: Duration = Duration::from_secs(1);
+const AHEAD: Duration = Duration::from_secs(1);
 
-/// The pace of one peer.
-#[derive(Debug)]
-pub(crate) struct Pace {
-    /// Bytes a second; 0 is no limit.
-    rate: u64,
-    /// When what has passed is paid for.
-    paid_at: Mutex<Instant>,
-}
-
-impl Pace {
-    /// So many bytes a second; 0 is no limit.
-    pub(super) fn new(rate: ByteSize) -> Self {
-        Self { rate: rate.as_u64(), paid_at: Mutex::new(Instant::now()) }
-    }
-
-    fn paid_at(&self) -> MutexGuard<'_, Instant> {
-        self.paid_at.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// When more may pass, if not now.
-    fn resumes_at(&self) -> Option<Instant> {
-        if self.rate == 0 {
-            return None;
-        }
-        let at = *self.paid_at();
-        (at > Instant::now() + BURST).then(|| at - BURST)
-    }
-
-    /// These bytes have passed.
-    fn spend(&self, bytes: usize) {
-        if self.rate > 0 && bytes > 0 {
-            let mut paid_at = self.paid_at();
-            let cost = Duration::from_secs(1).mul_f64(bytes as f64 / self.rate as f64);
-            *paid_at = (*paid_at).max(Instant::now()) + cost;
-        }
-    }
+/// The pace of one peer: so many bytes a second; 0 is no limit.
+pub(crate) fn of_peer(rate: ByteSize) -> Pace {
+    Pace::new(rate.as_u64() as f64, AHEAD)
 }
 
 /// When bytes of a stream last passed.
@@ -157,7 +126,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn all_streams_of_a_peer_share_its_pace_in_both_directions() {
-        let pace = Arc::new(Pace::new(ByteSize::b(1_000)));
+        let pace = Arc::new(of_peer(ByteSize::b(1_000)));
         let start = Instant::now();
         let (here, mut there) = duplex(100_000);
         let mut here = Paced::new(here, Arc::clone(&pace));
@@ -176,7 +145,7 @@ mod tests {
     async fn without_a_limit_nothing_waits() {
         let start = Instant::now();
         let (here, _there) = duplex(10_000_000);
-        Paced::new(here, Arc::new(Pace::new(ByteSize::b(0)))).write_all(&[0; 9_000_000]).await.unwrap();
+        Paced::new(here, Arc::new(of_peer(ByteSize::b(0)))).write_all(&[0; 9_000_000]).await.unwrap();
         assert_eq!(start.elapsed(), Duration::ZERO);
     }
 
@@ -184,7 +153,7 @@ mod tests {
     async fn a_stream_is_idle_when_nothing_has_passed_for_so_long() {
         let limit = Duration::from_secs(60);
         let (here, _there) = duplex(1_000);
-        let mut here = Paced::new(here, Arc::new(Pace::new(ByteSize::b(0))));
+        let mut here = Paced::new(here, Arc::new(of_peer(ByteSize::b(0))));
         let (start, activity) = (Instant::now(), here.activity());
         tokio::time::advance(limit / 2).await;
         here.write_all(b"x").await.unwrap();

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::stream::FuturesOrdered;
 use nostr::{Keys, PublicKey, RelayUrl};
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
@@ -15,8 +16,9 @@ use uuid::Uuid;
 
 use super::driver::{ARRIVALS_MAX, Driver, OPENINGS_MIN, Recent, Sent, admit, opens, subscribe_all, unix_now};
 use super::gate::{Gate, Refusals};
+use super::moderation::Moderation;
 use super::moving::Mover;
-use super::pace::{Pace, Paced};
+use super::pace::Paced;
 use super::replay::ReplayGuard;
 use super::shared::Shared;
 use super::stream::TunnelStream;
@@ -25,11 +27,16 @@ use crate::error::{Error, ErrorKind};
 use crate::identity;
 use crate::limits::Limits;
 use crate::message::{Direct, Message};
+use crate::pace::Pace;
 use crate::relay::{Arrival, Attachment, Link, Links, Notice, Subscription, Wanted};
 use crate::stream::{Incoming, PathId, Settings, Side, Tongue};
 
 /// Answers to peers that are not known, in a second at most: each costs a key derivation and a signature.
 const STRANGERS_PER_SECOND: u32 = 100;
+
+/// Events of one peer that wait for its session at most. A peer that goes by its own limits has no more under way on a
+/// relay (`limits.path_events_max`), so its events are only dropped here if it does not.
+const PEER_ARRIVALS_MAX: usize = 512;
 
 /// Where a session announces the streams that its peer opens.
 #[derive(Clone)]
@@ -231,6 +238,7 @@ impl Acceptor {
             keys,
             links: links.clone(),
             attachments,
+            settings: Settings::from(&*limits),
             limits,
             sessions: HashMap::new(),
             door: Door { offers: offers_tx, exit, replays, gate },
@@ -321,6 +329,8 @@ struct Dispatcher {
     /// What holds the subscriptions; sessions attach beside it to publish.
     attachments: HashMap<u32, Attachment>,
     limits: Arc<Limits>,
+    /// Those of every session, with one account of memory.
+    settings: Settings,
     sessions: HashMap<PublicKey, Peer>,
     door: Door,
     strangers: (Instant, u32),
@@ -350,7 +360,7 @@ impl Dispatcher {
                     });
                 }
                 Some(gone) = ended.recv() => self.forget(&gone),
-                Some(arrival) = arrivals.recv() => self.dispatch(arrival).await,
+                Some(arrival) = arrivals.recv() => self.dispatch(arrival),
             }
         }
     }
@@ -362,13 +372,18 @@ impl Dispatcher {
         }
     }
 
-    async fn dispatch(&mut self, arrival: Arrival) {
+    fn dispatch(&mut self, arrival: Arrival) {
         let author = arrival.event.author;
         if let Some(peer) = self.sessions.get(&author) {
-            // The channel closes when the session ends, so a failure means to start over.
-            if let Err(mpsc::error::SendError(arrival)) = peer.arrivals.send(arrival).await {
-                self.sessions.remove(&author);
-                self.meet(arrival);
+            match peer.arrivals.try_send(arrival) {
+                Ok(()) => {}
+                // Nobody waits for one who sends too much.
+                Err(TrySendError::Full(_)) => self.door.gate.note_full_queue(),
+                // The channel closes when the session ends: start over.
+                Err(TrySendError::Closed(arrival)) => {
+                    self.sessions.remove(&author);
+                    self.meet(arrival);
+                }
             }
         } else {
             self.meet(arrival);
@@ -410,7 +425,7 @@ impl Dispatcher {
             let resets: Vec<Message> = messages.iter().map(|message| Message::reset(message.key, &error)).collect();
             return self.say(path, &conversation, &resets);
         }
-        let shared = Arc::new(Shared::new(Side::Exit, Settings::from(&*self.limits), Tongue::Unknown));
+        let shared = Arc::new(Shared::new(Side::Exit, self.settings.clone(), Tongue::Unknown));
         let door = self.door.of_another();
         let (messages, refused) = admit(&door, &shared, &event, messages);
         if !messages.iter().any(opens) && !refused.is_empty() {
@@ -435,7 +450,7 @@ impl Dispatcher {
         messages: Vec<Message>,
     ) {
         let peer = conversation.peer();
-        let (arrivals_tx, arrivals) = mpsc::channel(ARRIVALS_MAX);
+        let (arrivals_tx, arrivals) = mpsc::channel(PEER_ARRIVALS_MAX);
         let (notices_tx, notices) = mpsc::unbounded_channel();
         let attachments =
             self.links.iter().map(|link| (link.id(), link.attach(self.keys.clone(), notices_tx.clone(), None)));
@@ -458,6 +473,7 @@ impl Dispatcher {
             openings: HashMap::new(),
             sent: Sent::default(),
             sealing: FuturesOrdered::new(),
+            moderation: Moderation::default(),
         };
         tracing::debug!(sessions = self.sessions.len() + 1, "a new client");
         let (end, ended) = (self.end.clone(), self.ended.clone());

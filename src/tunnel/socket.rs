@@ -2,7 +2,7 @@
 //! the code around it watches for a reset, or decides that the connection ends with one. Knows no protocol.
 
 use std::io;
-use std::net::Shutdown;
+use std::net::{IpAddr, Shutdown};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll, ready};
@@ -31,6 +31,11 @@ impl Socket {
     pub(crate) fn new(stream: TcpStream) -> Self {
         prepare(&stream);
         Self(Arc::new(stream))
+    }
+
+    /// The address at the other end, IPv4 as such.
+    pub(crate) fn peer_ip(&self) -> Option<IpAddr> {
+        self.0.peer_addr().ok().map(|address| address.ip().to_canonical())
     }
 
     /// The first byte, left in place; `None` when the client closed without one.
@@ -80,7 +85,8 @@ impl Socket {
             return;
         }
         let drain = async {
-            let mut chunk = [0; 4096];
+            // Not in the future itself, which is part of every connection, open ones too.
+            let mut chunk = vec![0; 4096];
             let mut seen = 0;
             while seen < LINGER_BYTES && self.0.readable().await.is_ok() {
                 match self.0.try_read(&mut chunk) {

@@ -28,7 +28,7 @@ pub(super) async fn forward<S: Route>(
     front: &Front<S>,
     session: &Session,
 ) -> Result<Response<Answer>, Failure> {
-    let client = front.pools.client(&front.isolation(credentials(request.headers())));
+    let client = front.pools.client(&front.isolation(&session.client, credentials(request.headers())));
     let on_upgrade = hyper::upgrade::on(&mut request);
     let (mut head, body) = request.into_parts();
     // HTTP/1.0 knows no upgrade (RFC 9110 section 7.8).

@@ -11,7 +11,7 @@ use crate::stream::recv::Received;
 use crate::stream::send::CREDIT_INITIAL;
 use crate::stream::tombstone::LastWord;
 
-use super::{Event, Incoming, PathId, Phase, STRANGERS_PER_SECOND, Session, Side, Stream, Tongue};
+use super::{Event, Incoming, PathId, Phase, STRANGERS_PER_SECOND, Session, Settings, Side, Stream, Tongue};
 
 impl Session {
     /// Takes the messages of one event of the peer's that arrived on a path. They are authentic: whoever calls has
@@ -80,9 +80,7 @@ impl Session {
             }
             return;
         }
-        if self.streams.len() >= self.settings.streams_max {
-            let limit = self.settings.streams_max;
-            let error = Error::new(ErrorKind::Overloaded, format!("this peer has {limit} streams open already"));
+        if let Err(error) = self.has_room_for_one_more() {
             self.reply(Some(path), Message::reset(key, &error));
             self.tombstones.bury(now, key, LastWord::Reset(error));
             return;
@@ -101,6 +99,25 @@ impl Session {
         let Message { destination, port, auth, direct, .. } = message;
         let incoming = Incoming { key, destination, port, auth, direct, reverse: None };
         self.events.push_back(Event::Incoming(incoming));
+    }
+
+    /// Whether one more stream may be opened.
+    ///
+    /// # Errors
+    /// `overloaded`, with what there is too much of.
+    pub fn has_room_for_one_more(&self) -> Result<(), Error> {
+        let Settings { streams_max, memory, .. } = &self.settings;
+        if self.streams.len() >= *streams_max {
+            return Err(Error::new(
+                ErrorKind::Overloaded,
+                format!("this session has {streams_max} streams open already"),
+            ));
+        }
+        if memory.is_full() {
+            memory.note_refused();
+            return Err(Error::new(ErrorKind::Overloaded, "open streams hold as much memory as they may; try later"));
+        }
+        Ok(())
     }
 
     fn on_reset(&mut self, now: Instant, message: &Message) {
@@ -306,6 +323,10 @@ impl Session {
             let error = Error::new(ErrorKind::Aborted, "the other side has closed the connection");
             self.reset_stream(now, key, error, true);
             self.remove(key);
+            return;
+        }
+        if !stream.may_take(off, data.len()) {
+            // As if a relay had lost it: it comes again.
             return;
         }
         match stream.recv.receive(off, data, fin) {

@@ -125,7 +125,8 @@ impl Session {
         if self.side == Side::Proxy || self.streams.contains_key(&key) || self.tombstones.get(&key).is_some() {
             return;
         }
-        if self.streams.len() >= self.settings.streams_max {
+        if self.has_room_for_one_more().is_err() {
+            // There is no way to tell such a peer.
             return;
         }
         if !matches!(self.tongue, Tongue::Nip74 | Tongue::Deployed) {
@@ -184,7 +185,7 @@ impl Session {
         }
         let Some(stream) = self.streams.get_mut(&key) else { return };
         let off = stream.recv.ack();
-        if stream.recv.receive(off, message.data, false).is_err() {
+        if !stream.may_take(off, message.data.len()) || stream.recv.receive(off, message.data, false).is_err() {
             // Nothing can be asked of such a peer, least of all to wait.
             let error = Error::new(ErrorKind::Overloaded, "the peer sends faster than its bytes are taken");
             self.reset_stream(now, key, error, false);
