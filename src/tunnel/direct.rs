@@ -151,7 +151,9 @@ impl DirectPaths {
                 Some(_) => "it cannot reach proxy.public_address",
                 None => "it has not come to proxy.public_address",
             };
-            tracing::info!(%exit, why, "streams through an exit stay on the relays");
+            // Which exit is for nobody to read.
+            debug!(%exit, why, "an exit has not come");
+            tracing::info!(why, "streams through an exit stay on the relays");
         }
         self.failures.note(exit);
     }
