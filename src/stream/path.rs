@@ -12,6 +12,13 @@ use super::{ACK_DELAY, PacketId};
 
 /// Slack for what the machines themselves add before an acknowledgement is out: a busy core, a timer's grain.
 const SCHEDULING_SLACK: Duration = Duration::from_millis(30);
+/// Events leave so much faster than acknowledgements let them on average (RFC 9002 section 7.7), so that spreading them
+/// costs no capacity; in slow start, where the window doubles, twice as fast.
+const PACING_GAIN: f64 = 1.25;
+/// See [`PACING_GAIN`].
+const PACING_GAIN_AT_START: f64 = 2.0;
+/// What was missed while a timer was late may be made up for so long.
+const PACING_SLACK: Duration = Duration::from_millis(3);
 /// Longest pause between two probes of a path whose peer is silent.
 const PROBE_PAUSE_MAX: Duration = Duration::from_secs(4);
 /// Probes without an answer after which a path is not used while another one works.
@@ -50,6 +57,8 @@ pub(super) struct Path {
     sent: BTreeMap<PacketId, Sent>,
     next_packet: PacketId,
     in_flight: u64,
+    /// When the next event of data may leave: a relay is not to get a whole window at once with each acknowledgement.
+    paced_until: Option<Instant>,
     /// When the latest of the arrived events was sent (RACK.xmit_ts).
     newest_arrived: Option<Instant>,
     /// How far events overtake one another here (RACK.reo_wnd), learnt from false alarms.
@@ -77,6 +86,7 @@ impl Path {
             sent: BTreeMap::new(),
             next_packet: 0,
             in_flight: 0,
+            paced_until: None,
             newest_arrived: None,
             reordering: Duration::ZERO,
             probes: 0,
@@ -100,6 +110,19 @@ impl Path {
     /// Whether the windows leave room for another event of data.
     pub(super) fn has_window(&self) -> bool {
         self.in_flight < self.congestion.window() && self.sent.len() < self.events_max
+    }
+
+    /// When data may leave that the windows have room for, if not now.
+    pub(super) fn paced_until(&self, now: Instant) -> Option<Instant> {
+        self.paced_until.filter(|until| *until > now)
+    }
+
+    fn pace(&mut self, now: Instant, bytes: u64) {
+        let Some(rtt) = self.rtt.measured() else { return };
+        let gain = if self.congestion.is_in_slow_start() { PACING_GAIN_AT_START } else { PACING_GAIN };
+        let share = bytes as f64 / self.congestion.window().max(1) as f64;
+        let from = self.paced_until.map_or(now, |until| until.max(now.checked_sub(PACING_SLACK).unwrap_or(now)));
+        self.paced_until = Some(from + rtt.mul_f64(share / gain));
     }
 
     /// Takes it out of use for a while: the relay refuses, or the peer is silent there.
@@ -130,6 +153,7 @@ impl Path {
     /// Notes an event with chunks as sent.
     pub(super) fn note_sent(&mut self, now: Instant, plaintext: usize, bytes: u64, chunks: Vec<(Uuid, u64)>) {
         self.in_flight += bytes;
+        self.pace(now, bytes);
         let window_full = self.in_flight * 2 >= self.congestion.window();
         let missing = chunks.len();
         let quiet = self.sent.len() < QUIET_EVENTS;

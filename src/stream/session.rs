@@ -59,6 +59,8 @@ pub struct Session {
     openings_sent: HashMap<(PathId, PacketId), (Uuid, Instant)>,
     relay_round_trip: Option<Duration>,
     timers: BTreeSet<(Instant, Uuid)>,
+    /// When data that only its pace holds back may leave.
+    paced_until: Option<Instant>,
     tombstones: Tombstones,
     /// The path on which the peer was last heard.
     last_heard_on: Option<PathId>,
@@ -105,6 +107,7 @@ impl Session {
             openings_sent: HashMap::new(),
             relay_round_trip: None,
             timers: BTreeSet::new(),
+            paced_until: None,
             tombstones: Tombstones::default(),
             last_heard_on: None,
             trouble: None,

@@ -29,6 +29,12 @@ impl Session {
     /// The next event to publish, if anything is due and some path takes it; `has_room` tells whether the queue of a
     /// relay takes another event now.
     pub fn poll_transmit(&mut self, now: Instant, has_room: &mut dyn FnMut(PathId) -> bool) -> Option<Transmit> {
+        let transmit = self.next_transmit(now, has_room);
+        self.paced_until = if transmit.is_none() { self.paced_until(now) } else { None };
+        transmit
+    }
+
+    fn next_transmit(&mut self, now: Instant, has_room: &mut dyn FnMut(PathId) -> bool) -> Option<Transmit> {
         if let Some(transmit) = self.poll_opening(now, has_room) {
             return Some(transmit);
         }
@@ -55,6 +61,12 @@ impl Session {
             return self.pack(now, path, false, true);
         }
         None
+    }
+
+    /// When data that waits may leave, if only its pace holds it back.
+    fn paced_until(&self, now: Instant) -> Option<Instant> {
+        let held = self.paths.values().filter(|path| path.is_usable(now) && path.has_window());
+        held.filter_map(|path| path.paced_until(now)).min().filter(|_| !self.data_queue.is_empty())
     }
 
     /// Where an acknowledgement goes: the nearest of the paths on which the peer has just been heard.
@@ -87,7 +99,7 @@ impl Session {
         let proven_only = usable().any(|(_, path)| path.is_proven());
         let candidates = || usable().filter(|(_, path)| !proven_only || path.is_proven());
         let (&id, path) = candidates()
-            .filter(|(id, path)| (!data || path.has_window()) && has_room(**id))
+            .filter(|(id, path)| (!data || path.has_window() && path.paced_until(now).is_none()) && has_room(**id))
             .min_by_key(|(_, path)| path.distance().unwrap_or(UNKNOWN))?;
         let nearest = candidates().min_by_key(|(_, path)| path.distance().unwrap_or(UNKNOWN));
         let waits = data && nearest.is_some_and(|(&near, nearest)| near != id && self.had_better_wait(nearest, path));

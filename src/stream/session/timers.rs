@@ -21,10 +21,7 @@ impl Session {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let streams = self.timers.first().map(|&(at, _)| at);
         let paths = self.paths.values().filter_map(|path| path.timeout()).min();
-        match (streams, paths) {
-            (Some(streams), Some(paths)) => Some(streams.min(paths)),
-            (streams, paths) => streams.or(paths),
-        }
+        [streams, paths, self.paced_until].into_iter().flatten().min()
     }
 
     /// Does what is due at `now`.
