@@ -7,11 +7,11 @@
 //! | 6 | [`cli`] | the command line |
 //! | 5 | [`config`], [`run`] | the layered configuration; one file per command that stays up |
 //! | 4 | [`proxy`], [`exit`] | listeners, SOCKS, HTTP, routing; services |
-//! | 3 | [`tunnel`], [`directory`] | sessions on relay links; streams as `AsyncRead + AsyncWrite`; exits announced and found |
+//! | 3 | [`tunnel`], [`directory`], [`tls`] | sessions on relay links; streams as `AsyncRead + AsyncWrite`; exits announced and found; certificates |
 //! | 2 | [`relay`], [`dial`], [`direct`] | one link, the set of links, NIP-11, the embedded server; from a name to a TCP connection; connections beside the relays |
 //! | 1 | [`stream`] | the engine without I/O and without a clock |
 //! | 1 | [`identity`] | a lasting key, proved to an exit |
-//! | 0 | [`name`], [`message`], [`envelope`], [`error`], [`limits`], [`destination`], [`addresses`], [`pattern`], [`pace`] | names, messages, events, the error table, limits, destinations, reserved addresses, what rules speak of, rates of bytes |
+//! | 0 | [`name`], [`message`], [`envelope`], [`error`], [`limits`], [`destination`], [`addresses`], [`pattern`], [`private_file`], [`pace`] | names, messages, events, the error table, limits, destinations, reserved addresses, what rules speak of, files with secrets, rates of bytes |
 
 pub mod addresses;
 pub mod cli;
@@ -29,10 +29,12 @@ pub mod message;
 pub mod name;
 pub mod pace;
 pub mod pattern;
+pub mod private_file;
 pub mod proxy;
 pub mod relay;
 pub mod run;
 pub mod stream;
+pub mod tls;
 pub mod tunnel;
 
 pub use error::{Error, ErrorKind};

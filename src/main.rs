@@ -20,7 +20,9 @@ fn main() -> ExitCode {
 
 /// Runs what the command line asks for.
 fn run(cli: Cli) -> Result<(), RunError> {
-    if let Command::Name(args) = &cli.command {
+    if let Command::Name(args) = &cli.command
+        && args.is_pure()
+    {
         return cli::print_name(args);
     }
     let settings = cli.settings(Sources::of_process())?;

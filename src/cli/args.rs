@@ -6,14 +6,15 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
-use clap::Args;
+use clap::{Args, Subcommand};
 use nostr::RelayUrl;
 
-use crate::config::{Config, ListenAddr, Service, Settings, Target, ValueError, parse_port};
-use crate::name::{NameError, parse_relay};
+use crate::config::{Config, ExitConfig, ListenAddr, Service, Settings, Target, TlsPort, ValueError, parse_port};
+use crate::name::{NameError, NostrName, parse_relay};
 use crate::proxy::Optimistic;
 use crate::proxy::exits::{ExitName, Exits};
 use crate::run::RunError;
+use crate::run::trust::Stores;
 
 /// Flags of `nws proxy`.
 #[derive(Debug, Clone, Default, Args)]
@@ -33,6 +34,10 @@ pub struct ProxyArgs {
     /// announces itself on the relays, a stranger. May be given several times, the preferred one first.
     #[arg(long = "exit", value_name = "NPUB")]
     pub exits: Vec<ExitArg>,
+    /// End TLS on port 443 of .nostr names with certificates of this machine's own authority (nws trust init), so that
+    /// every .nostr service is https in a browser. The exit's certificate is checked.
+    #[arg(long)]
+    pub trust: bool,
     /// Once ready, write a JSON file with the process id and the addresses bound.
     #[arg(long, value_name = "PATH")]
     pub info_file: Option<PathBuf>,
@@ -60,9 +65,16 @@ impl ProxyArgs {
         replace(&mut config.relays, &self.relays);
         config.proxy.optimistic = self.optimistic.unwrap_or(config.proxy.optimistic);
         replace_some(&mut config.proxy.info_file, self.info_file.as_ref());
+        config.proxy.trust.enabled |= self.trust;
         Ok(())
     }
 }
+
+/// The port of the web without TLS.
+const HTTP: u16 = 80;
+
+/// The port of the web with TLS.
+const HTTPS: u16 = 443;
 
 /// Flags of `nws exit`.
 #[derive(Debug, Clone, Default, Args)]
@@ -80,6 +92,9 @@ pub struct ExitArgs {
     /// One target for all ports that clients ask for, instead of services.
     #[arg(long, value_name = "HOST:PORT")]
     pub target: Option<Target>,
+    /// Offer with TLS on port 443 what is on port 80, too, with a certificate that the exit makes and publishes.
+    #[arg(long)]
+    pub tls: bool,
     /// Serve other hosts, too, and announce it: the open internet on ports 80 and 443, or what the configuration's
     /// [[exit.rule]] say. Whoever finds the exit may use it, and sites see this machine's address.
     #[arg(long)]
@@ -119,6 +134,37 @@ impl ExitArgs {
                 if exit.service.insert(*port, service.clone()).is_some() {
                     return Err(RunError::Usage(format!("port {port} has two services; give --service {port}=… once")));
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Offers port 80, or the one target for all ports, with TLS as well, if that is wanted: once every source has been
+    /// heard.
+    ///
+    /// # Errors
+    ///
+    /// There is neither, or port 443 is taken.
+    pub fn add_tls(&self, exit: &mut ExitConfig) -> Result<(), RunError> {
+        if !self.tls {
+            return Ok(());
+        }
+        if exit.service.get(&HTTPS).is_some_and(|service| service.tls.is_none()) {
+            let reason = "--tls is for port 443, which is a service without TLS already (exit.service)";
+            return Err(RunError::Usage(reason.to_owned()));
+        }
+        if exit.service.values().any(|service| service.tls == Some(TlsPort(HTTPS))) {
+            return Ok(());
+        }
+        match (exit.service.get_mut(&HTTP), &exit.target) {
+            (Some(service), _) => service.tls = Some(TlsPort(HTTPS)),
+            (None, Some(target)) => {
+                let service = Service { tls: Some(TlsPort(HTTPS)), ..target.clone().into() };
+                exit.service.insert(HTTPS, service);
+            }
+            (None, None) => {
+                let way_out = "give --service 80=HOST:PORT or --target HOST:PORT, too";
+                return Err(RunError::Usage(format!("--tls finds nothing on port 80 to offer; {way_out}")));
             }
         }
         Ok(())
@@ -222,6 +268,136 @@ impl ExitsArgs {
             return Err(RunError::Usage(format!("no relay to look for exits on; {way_out}")));
         }
         Ok(())
+    }
+}
+
+/// Flags of `nws doctor`.
+#[derive(Debug, Clone, Default, Args)]
+pub struct DoctorArgs {
+    /// The exit to ask, by its .nostr name, npub or a name that is kept; with a port, whether it accepts it.
+    #[arg(value_name = "NAME[:PORT]")]
+    pub name: Option<String>,
+    /// Relay to look at, and to ask for a name that consists of a key alone; may be given several times. Without a
+    /// scheme, wss:// is assumed.
+    #[arg(long = "relay", value_name = "URL", value_parser = parse_relay)]
+    pub relays: Vec<RelayUrl>,
+}
+
+impl DoctorArgs {
+    /// Lays the flags over the configuration.
+    pub fn apply(&self, config: &mut Config) {
+        replace(&mut config.relays, &self.relays);
+    }
+}
+
+/// Flags of `nws cert`.
+#[derive(Debug, Clone, Args)]
+pub struct CertArgs {
+    /// The exit's .nostr name, in any form.
+    #[arg(value_name = "NAME")]
+    pub name: NameArg,
+    /// Relay to look on instead of those of the name; may be given several times. Without a scheme, wss:// is assumed.
+    #[arg(long = "relay", value_name = "URL", value_parser = parse_relay)]
+    pub relays: Vec<RelayUrl>,
+    /// Longest time to wait for the relays.
+    #[arg(long, value_name = "DURATION", default_value = "10s", value_parser = parse_duration)]
+    pub wait: Duration,
+}
+
+impl CertArgs {
+    /// The relays to look on, once every source has been heard: those of the flags, of the name, or of the configuration.
+    ///
+    /// # Errors
+    ///
+    /// There is none.
+    pub fn relays<'a>(&'a self, config: &'a Config) -> Result<&'a [RelayUrl], RunError> {
+        let found =
+            [&self.relays, &self.name.name.relays, &config.relays].into_iter().find(|relays| !relays.is_empty());
+        let way_out = "give --relay URL, or set relays in the configuration";
+        found.map(Vec::as_slice).ok_or_else(|| RunError::Usage(format!("the name carries no relay; {way_out}")))
+    }
+}
+
+/// What `nws trust` does.
+#[derive(Debug, Clone, Subcommand)]
+pub enum TrustCommand {
+    /// Make the authority, and say how it is installed.
+    Init(TrustDirectory),
+    /// Put its certificate into the stores of the system and of browsers.
+    ///
+    /// Says what was done and what could not be. The system's store needs root; browsers' need certutil.
+    Install(StoreArgs),
+    /// Take its certificate out of these stores again.
+    Remove(StoreArgs),
+}
+
+/// Where the authority is kept.
+#[derive(Debug, Clone, Default, Args)]
+pub struct TrustDirectory {
+    /// Directory of the authority. [default: nws/trust in the state directory]
+    #[arg(long, value_name = "PATH")]
+    pub directory: Option<PathBuf>,
+}
+
+/// Which stores are meant.
+#[derive(Debug, Clone, Default, Args)]
+pub struct StoreArgs {
+    /// Where the authority is kept.
+    #[command(flatten)]
+    pub directory: TrustDirectory,
+    /// Only this store; may be given several times. [default: system and browsers]
+    #[arg(long = "store", value_name = "STORE")]
+    pub stores: Vec<StoreArg>,
+    /// Another NSS database, by its directory, such as a Firefox profile; may be given several times. Without --store
+    /// it is the only one.
+    #[arg(long, value_name = "PATH")]
+    pub nss: Vec<PathBuf>,
+}
+
+impl StoreArgs {
+    /// Which stores they mean.
+    #[must_use]
+    pub fn stores(&self) -> Stores {
+        let all = self.stores.is_empty() && self.nss.is_empty();
+        let has = |store| all || self.stores.contains(&store);
+        Stores { system: has(StoreArg::System), browsers: has(StoreArg::Browsers), nss: self.nss.clone() }
+    }
+}
+
+/// The value of `--store`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub enum StoreArg {
+    /// That of the system, which most programs look at.
+    System,
+    /// Those of Chromium and Firefox in the home directory.
+    Browsers,
+}
+
+impl TrustCommand {
+    /// Where the authority is kept, as far as the flags say.
+    #[must_use]
+    pub const fn directory(&self) -> Option<&PathBuf> {
+        match self {
+            Self::Init(directory) => directory.directory.as_ref(),
+            Self::Install(args) | Self::Remove(args) => args.directory.directory.as_ref(),
+        }
+    }
+}
+
+/// A `.nostr` name, and how it was written.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NameArg {
+    /// As it was written.
+    pub text: String,
+    /// What it says.
+    pub name: NostrName,
+}
+
+impl FromStr for NameArg {
+    type Err = NameError;
+
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        Ok(Self { text: text.to_owned(), name: text.parse()? })
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod args;
 pub mod name;
+mod reach;
 mod start;
 
 use std::path::PathBuf;
@@ -12,7 +13,11 @@ use clap::{ArgAction, Args, Parser, Subcommand};
 use crate::config::{LogFilter, Settings, Sources};
 use crate::run::RunError;
 
-pub use self::args::{DemoArgs, ExitArg, ExitArgs, ExitsArgs, ProxyArgs, RelayArgs, ServiceArg};
+pub use self::args::{
+    CertArgs, DemoArgs, DoctorArgs, ExitArg, ExitArgs, ExitsArgs, NameArg, ProxyArgs, RelayArgs, ServiceArg, StoreArg,
+    StoreArgs, TrustCommand, TrustDirectory,
+};
+pub use self::reach::{ConnectArgs, ForwardArg, ForwardArgs, ReachArgs};
 pub use self::start::{complain, dispatch, print_name, refuse};
 
 /// TCP over Nostr relays: reach a service by its key, with no public address and no DNS (NIP-74).
@@ -69,11 +74,30 @@ pub enum Command {
     /// messages there. It prints its name. Its secret key is made on first start and kept in a file;
     /// the environment variable NWS_PRIVATE_KEY (hex or nsec1...) takes its place where there is no disk.
     Exit(ExitArgs),
+    /// Join standard input and output to a stream.
+    ///
+    /// For `ssh -o ProxyCommand='nws connect %h:%p'` and the like. An end of standard input is passed on, and what the
+    /// other side still has to say is heard to its end; then the exit code is 0. It is 1 if there was no connection, or it
+    /// broke.
+    Connect(ConnectArgs),
+    /// Lead local ports to destinations, for programs that know no proxy.
+    Forward(ForwardArgs),
     /// List the public exits that announce themselves on relays.
     ///
     /// Anybody can announce an exit and call it what he likes: an exit sees where you go, and everything that is not
     /// encrypted. Use one whose key you have from its owner.
     Exits(ExitsArgs),
+    /// Print the TLS certificate that an exit has published.
+    ///
+    /// It is looked for on the relays of the name, and believed if the exit's key has signed it: curl --cacert
+    /// <(nws cert NAME) https://NAME/ then needs no --insecure. The fingerprint goes to standard error.
+    Cert(CertArgs),
+    /// Make every .nostr service https in this machine's browsers.
+    ///
+    /// A local authority, trusted by this machine's browsers for names that end in .nostr and for no others, lets the
+    /// proxy (nws proxy --trust) end TLS itself, so that pages from .nostr names are secure contexts.
+    #[command(subcommand)]
+    Trust(TrustCommand),
     /// Run a small Nostr relay in memory.
     ///
     /// For a try, a test, or a tunnel of your own. It keeps nothing when it ends.
@@ -83,7 +107,14 @@ pub enum Command {
     /// Fetches a page and a large file through its own proxy, checks every byte, says what happened and how fast, and
     /// stays for you to try with the curl command that it prints.
     Demo(DemoArgs),
-    /// Make and read .nostr names.
+    /// Find out what does not work: configuration, clock, relays, exit.
+    ///
+    /// Each relay is looked at from its name to an event of full size that comes back; an exit is asked for a stream. One
+    /// line for each, with a hint where it fails; the exit code is 1 then.
+    Doctor(DoctorArgs),
+    /// Check the configuration, without starting anything.
+    Check,
+    /// Make, read and keep .nostr names.
     Name(name::NameArgs),
 }
 
@@ -94,11 +125,34 @@ impl Command {
         match self {
             Self::Proxy(_) => "proxy",
             Self::Exit(_) => "exit",
+            Self::Connect(_) => "connect",
+            Self::Forward(_) => "forward",
             Self::Exits(_) => "exits",
+            Self::Cert(_) => "cert",
+            Self::Trust(_) => "trust",
             Self::Relay(_) => "relay",
             Self::Demo(_) => "demo",
+            Self::Doctor(_) => "doctor",
+            Self::Check => "check",
             Self::Name(_) => "name",
         }
+    }
+}
+
+impl Command {
+    /// Whether it has something to tell that the log would talk over, at the level that it has if nobody chose one.
+    const fn speaks_itself(&self) -> bool {
+        matches!(
+            self,
+            Self::Demo(_)
+                | Self::Exits(_)
+                | Self::Cert(_)
+                | Self::Trust(_)
+                | Self::Connect(_)
+                | Self::Doctor(_)
+                | Self::Check
+                | Self::Name(_)
+        )
     }
 }
 
@@ -118,7 +172,7 @@ impl Cli {
         let log = &mut settings.config.log;
         if let Some(filter) = self.global.log.clone().or_else(|| LogFilter::for_verbosity(steps)) {
             log.filter = filter;
-        } else if matches!(self.command, Command::Demo(_) | Command::Exits(_)) && log.filter == LogFilter::default() {
+        } else if self.command.speaks_itself() && log.filter == LogFilter::default() {
             // These tell their own story, and the log would talk over it.
             log.filter = LogFilter::for_verbosity(-1).unwrap_or_default();
         }
@@ -127,18 +181,32 @@ impl Cli {
                 args.apply(&mut settings.config)?;
                 settings.fill_proxy(&sources)?;
             }
+            Command::Doctor(args) => {
+                args.apply(&mut settings.config);
+                settings.fill_proxy(&sources)?;
+            }
             Command::Exits(args) => {
                 args.apply(&mut settings.config);
                 settings.fill_proxy(&sources)?;
                 ExitsArgs::check(&settings.config)?;
             }
+            Command::Connect(ConnectArgs { reach, .. }) | Command::Forward(ForwardArgs { reach, .. }) => {
+                reach.apply(&mut settings.config);
+                settings.fill_proxy(&sources)?;
+            }
             Command::Exit(args) => {
                 args.apply(&mut settings)?;
                 settings.fill_exit(&sources)?;
+                args.add_tls(&mut settings.config.exit)?;
                 ExitArgs::check(&settings.config)?;
             }
+            Command::Cert(_) => settings.fill_proxy(&sources)?,
+            Command::Trust(what) => {
+                let configured = &mut settings.config.proxy.trust.directory;
+                *configured = what.directory().cloned().or(configured.take());
+            }
             Command::Relay(args) => args.apply(&mut settings.config),
-            Command::Demo(_) | Command::Name(_) => {}
+            Command::Demo(_) | Command::Name(_) | Command::Check => {}
         }
         Ok(settings)
     }

@@ -1,9 +1,16 @@
-//! `nws name`: make and read `.nostr` names. Pure: arguments in, text out; printing is the caller's.
+//! `nws name`: make, read and keep `.nostr` names. Arguments in, text out; printing is the caller's. What needs the address
+//! book is done by `run/names.rs`.
 
 use clap::{Args, Subcommand};
 use serde_json::json;
 
-use crate::name::{DNS_NAME_MAX, NameError, NostrName, is_nostr, parse_public_key, parse_relay};
+use crate::config::Settings;
+use crate::name::{
+    Alias, DNS_NAME_MAX, NameError, NostrName, is_nostr, parse_name_or_key, parse_public_key, parse_relay,
+};
+use crate::proxy::Names;
+use crate::run::find::{self, Address};
+use crate::run::{RunError, names, qr};
 
 /// Arguments of `nws name`.
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
@@ -35,6 +42,95 @@ pub enum NameCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Keep a name: LABEL.nostr is then the same as NAME.
+    ///
+    /// The address book is a file (names_file in the configuration) that can be edited by hand as well. A name that stands
+    /// for another key is not changed without --replace.
+    Add {
+        /// What the name is to be, as wallet for wallet.nostr: lower-case letters, digits and hyphens.
+        #[arg(value_name = "LABEL")]
+        label: Alias,
+        /// What it stands for: a .nostr name, npub1…, nprofile1… or a public key in hex.
+        #[arg(value_name = "NAME", value_parser = parse_name_or_key)]
+        name: NostrName,
+        /// Give a name that stands for another key this one instead.
+        #[arg(long)]
+        replace: bool,
+    },
+    /// Forget a name of the address book.
+    Remove {
+        /// The name, with or without .nostr.
+        #[arg(value_name = "LABEL")]
+        label: Alias,
+    },
+    /// Look up the key that a domain gives to a name (NIP-05).
+    ///
+    /// It is shown, and kept only if --add says so and you agree: the domain can say otherwise tomorrow.
+    Find {
+        /// The address, as alice@example.com; of a domain alone, its own key.
+        #[arg(value_name = "ADDRESS")]
+        address: Address,
+        /// Keep the key under this name.
+        #[arg(long, value_name = "LABEL")]
+        add: Option<Alias>,
+        /// Give a name that stands for another key this one instead.
+        #[arg(long, requires = "add")]
+        replace: bool,
+        /// Keep it without a question.
+        #[arg(long, requires = "add")]
+        yes: bool,
+    },
+    /// Print a QR code of a name's address.
+    Qr {
+        /// The name: a .nostr name, npub1… or a name that is kept.
+        #[arg(value_name = "NAME")]
+        name: String,
+    },
+    /// List the names of the address book and of the configuration.
+    List {
+        /// Print JSON: for each name the full name, npub and relays.
+        #[arg(long)]
+        json: bool,
+    },
+}
+
+impl NameArgs {
+    /// Whether it is answered from its arguments alone, without any configuration.
+    #[must_use]
+    pub const fn is_pure(&self) -> bool {
+        matches!(self.command, NameCommand::Encode { .. } | NameCommand::Decode { .. })
+    }
+}
+
+/// Runs a `nws name` that needs the configuration.
+///
+/// # Errors
+///
+/// Whatever keeps it from being done.
+pub async fn run_with(args: &NameArgs, settings: &Settings) -> Result<String, RunError> {
+    match &args.command {
+        NameCommand::Add { label, name, replace } => names::add(settings, label, name, *replace),
+        NameCommand::Remove { label } => names::remove(settings, label),
+        NameCommand::Find { address, add, replace, yes } => {
+            find::run(settings, address, add.as_ref(), *replace, *yes).await
+        }
+        NameCommand::Qr { name } => qr_code(name, settings),
+        NameCommand::List { json } => Ok(names::list(&settings.config, *json)),
+        // Never asked for here.
+        NameCommand::Encode { .. } | NameCommand::Decode { .. } => Ok(String::new()),
+    }
+}
+
+/// The code of a name, which may be one that is kept.
+fn qr_code(text: &str, settings: &Settings) -> Result<String, RunError> {
+    let usage = |error: NameError| RunError::Usage(error.to_string());
+    let name = match is_nostr(text) {
+        true => Names::new(settings.config.names.clone()).resolve(text).map_err(usage)?,
+        false => parse_name_or_key(text).map_err(usage)?,
+    };
+    let too_long = || RunError::Usage("the name is too long for a QR code; name fewer relays".to_owned());
+    let code = qr::code(&name).ok_or_else(too_long)?;
+    Ok(format!("{code}\nhttp://{name}/"))
 }
 
 /// What `nws name` has to say.
@@ -46,7 +142,7 @@ pub struct NameOutput {
     pub warning: Option<String>,
 }
 
-/// Runs `nws name`.
+/// Runs a `nws name` that is answered from its arguments alone.
 pub fn run(args: &NameArgs) -> Result<NameOutput, NameError> {
     match &args.command {
         NameCommand::Encode { key, relays } => encode(key, relays),
@@ -55,6 +151,8 @@ pub fn run(args: &NameArgs) -> Result<NameOutput, NameError> {
             let stdout = if *json { json_text(&name) } else { human_text(&name) };
             Ok(NameOutput { stdout, warning: None })
         }
+        // These need the configuration: `run_with`.
+        _ => Ok(NameOutput { stdout: String::new(), warning: None }),
     }
 }
 

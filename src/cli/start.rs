@@ -7,8 +7,8 @@ use std::process::ExitCode;
 use tokio::runtime::Builder;
 
 use super::name::{self, NameArgs};
-use super::{Cli, Command};
-use crate::config::{Settings, Sources};
+use super::{Cli, Command, NameArg, TrustCommand};
+use crate::config::{Config, Settings, Sources};
 use crate::run::shutdown::{Shutdown, signals};
 use crate::run::{self, EXIT_USAGE, RunError};
 
@@ -41,14 +41,45 @@ async fn serve(cli: Cli, settings: Settings) -> Result<(), RunError> {
 /// The commands that stay up, one arm each.
 async fn start(cli: Cli, settings: Settings, shutdown: Shutdown) -> Result<(), RunError> {
     match &cli.command {
-        Command::Name(args) => print_name(args),
-        Command::Proxy(_) => run::proxy::run(settings.config, shutdown).await,
+        Command::Name(args) => answer(&name::run_with(args, &settings).await?),
+        Command::Proxy(_) => {
+            let reread = move || cli.settings(Sources::of_process()).map(|settings| settings.config);
+            run::proxy::run(settings.config, shutdown, reread).await
+        }
         Command::Exit(_) => {
             let keys = run::key::load(settings.private_key.as_ref(), settings.config.exit.key_file.as_deref())?;
             let reread = move || cli.settings(Sources::of_process()).map(|settings| settings.config);
             run::exit::run(settings.config, keys, shutdown, reread).await
         }
+        Command::Connect(args) => {
+            let (to, through) = (args.destination()?, args.reach.through());
+            run::connect::run(settings.config, to, through, shutdown).await
+        }
+        Command::Forward(args) => {
+            let forwards = args.forwards.iter().map(|arg| arg.0.clone()).collect();
+            let (through, info_file) = (args.reach.through(), args.info_file.clone());
+            run::forward::run(settings.config, forwards, through, info_file, shutdown).await
+        }
+        Command::Doctor(args) => {
+            let name = args.name.clone();
+            run::doctor::run(settings, name, shutdown).await
+        }
+        Command::Check => answer(&run::doctor::checked(&settings)),
         Command::Exits(args) => run::exits::run(settings.config, args.wait, args.probe, args.json, shutdown).await,
+        Command::Cert(args) => {
+            let relays = args.relays(&settings.config)?.to_vec();
+            let NameArg { text, name } = &args.name;
+            let Config { limits, relay_proxy, .. } = settings.config;
+            run::cert::run(limits, relay_proxy.upstream(), text, name, &relays, args.wait, shutdown).await
+        }
+        Command::Trust(what) => {
+            let directory = run::trust::directory(&settings.config.proxy.trust)?;
+            match what {
+                TrustCommand::Init(_) => run::trust::init(&directory),
+                TrustCommand::Install(args) => run::trust::install(&directory, &args.stores()),
+                TrustCommand::Remove(args) => run::trust::remove(&directory, &args.stores()),
+            }
+        }
         Command::Relay(_) => run::relay::run(settings.config, shutdown).await,
         Command::Demo(args) => run::demo::run(settings.config, args.once, shutdown).await,
     }
@@ -79,6 +110,10 @@ pub fn print_name(args: &NameArgs) -> Result<(), RunError> {
     if let Some(warning) = output.warning {
         let _ = writeln!(io::stderr(), "nws: {warning}");
     }
-    writeln!(io::stdout(), "{}", output.stdout)
-        .map_err(|source| RunError::System { what: "cannot write the answer", source })
+    answer(&output.stdout)
+}
+
+/// Writes an answer on standard output.
+fn answer(text: &str) -> Result<(), RunError> {
+    writeln!(io::stdout(), "{text}").map_err(|source| RunError::System { what: "cannot write the answer", source })
 }

@@ -103,6 +103,68 @@ fn an_exit_offers_exactly_what_its_flags_say() {
 }
 
 #[test]
+fn an_exit_offers_its_site_with_tls_where_that_is_wanted() {
+    let tls = |args: &[&str]| {
+        let args = [&["exit", "--relay", "ws://a", "--tls"], args].concat();
+        let config = over(Sources::none(), &args)?.config;
+        let ports = config.exit.service.iter().map(|(port, service)| (*port, service.tls.map(u16::from)));
+        Ok::<_, RunError>(ports.collect::<Vec<_>>())
+    };
+    let service = ["--service", "80=127.0.0.1:3000", "--service", "22=127.0.0.1:22"];
+    assert_eq!(tls(&service).unwrap(), [(22, None), (80, Some(443))]);
+    assert_eq!(tls(&["--target", "127.0.0.1:3000"]).unwrap(), [(443, Some(443))]);
+    for args in [&["--service", "22=127.0.0.1:22"][..], &["--service", "80=a:1", "--service", "443=a:2"]] {
+        assert_eq!(tls(args).unwrap_err().exit_code(), 64);
+    }
+    // The target may come from the environment of the Go program.
+    let sources = Sources::none().variables([("BACKEND_HOST", "127.0.0.1:3000")]);
+    let exit = over(sources, &["exit", "--relay", "ws://a", "--tls"]).unwrap().config.exit;
+    assert!(exit.target.is_some() && exit.service.contains_key(&443));
+}
+
+#[test]
+fn the_authority_of_the_machine_is_where_flags_or_configuration_say() {
+    let sources = || Sources::none().variables([("NWS_PROXY__TRUST__DIRECTORY", "/configured")]);
+    for words in [&["trust", "init"][..], &["trust", "install"], &["trust", "remove"]] {
+        let directory = |args: &[&str]| {
+            let args = [words, args].concat();
+            over(sources(), &args).unwrap().config.proxy.trust.directory
+        };
+        assert_eq!(directory(&[]), Some("/configured".into()));
+        assert_eq!(directory(&["--directory", "/flag"]), Some("/flag".into()));
+    }
+    assert!(!settings(&["proxy"]).unwrap().config.proxy.trust.enabled);
+    assert!(settings(&["proxy", "--trust"]).unwrap().config.proxy.trust.enabled);
+    let stores = |args: &[&str]| match parse(&[&["trust", "install"], args].concat()).unwrap().command {
+        Command::Trust(TrustCommand::Install(args)) => args.stores(),
+        other => panic!("{other:?}"),
+    };
+    let all = stores(&[]);
+    assert!(all.system && all.browsers && all.nss.is_empty());
+    let one = stores(&["--nss", "/profile"]);
+    assert!(!one.system && !one.browsers && one.nss == [std::path::PathBuf::from("/profile")]);
+    assert!(stores(&["--store", "browsers", "--nss", "/profile"]).browsers);
+}
+
+#[test]
+fn a_certificate_is_looked_for_on_the_relays_of_flags_name_or_configuration() {
+    let key = NostrName::new(nostr::Keys::generate().public_key(), []);
+    let full = NostrName::new(key.public_key, [crate::name::parse_relay("ws://named").unwrap()]);
+    let relays = |args: &[&str], configured: &str| {
+        let cli = parse(&[&["cert"], args].concat()).unwrap();
+        let config = cli.settings(Sources::none().variables([("NWS_RELAYS", configured)])).unwrap().config;
+        let Command::Cert(args) = cli.command else { panic!("another command") };
+        args.relays(&config).map(texts)
+    };
+    let (key, full) = (key.to_string(), full.to_string());
+    assert_eq!(relays(&[&full, "--relay", "ws://flag"], r#"["ws://general"]"#).unwrap(), ["ws://flag"]);
+    assert_eq!(relays(&[&full], r#"["ws://general"]"#).unwrap(), ["ws://named"]);
+    assert_eq!(relays(&[&key], r#"["ws://general"]"#).unwrap(), ["ws://general"]);
+    assert_eq!(relays(&[&key], "[]").unwrap_err().exit_code(), 64);
+    assert!(parse(&["cert", "example.com"]).is_err());
+}
+
+#[test]
 fn an_exit_needs_a_relay_and_something_to_offer() {
     for (args, missing) in [
         (&["exit", "--service", "80=a:1"][..], "--relay"),

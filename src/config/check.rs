@@ -1,11 +1,12 @@
 //! What no type can say: values that are impossible only together, or senseless at zero. Each finding names the key,
 //! so that [`super::Sources`] can name the file.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use bytesize::ByteSize;
 
-use super::{Config, PublicConfig};
+use super::{Config, ExitConfig, PublicConfig, TlsPort};
 use crate::limits::Limits;
 
 /// Longest duration that is taken: timers add it to the clock, which overflows on what some would write for "never".
@@ -77,6 +78,7 @@ pub(super) fn check(config: &Config) -> Result<(), Finding> {
         return Err(finding(&["relay.max_message"], reason));
     }
     public(&config.exit.public)?;
+    tls(&config.exit)?;
     limits(&config.limits)
 }
 
@@ -93,6 +95,33 @@ fn public(public: &PublicConfig) -> Result<(), Finding> {
         if text.as_ref().is_some_and(wrong) {
             return Err(finding(&[key], format!("must be one line of at most {TEXT_MAX} characters")));
         }
+    }
+    Ok(())
+}
+
+/// The checks of `[exit.tls]` and of services with TLS.
+fn tls(exit: &ExitConfig) -> Result<(), Finding> {
+    let tls = &exit.tls;
+    if tls.certificate.is_none() && tls.key.is_some() {
+        let reason = "is the key of no certificate; set exit.tls.certificate, too";
+        return Err(finding(&["exit.tls.key"], reason));
+    }
+    let protocol = |name: &String| (1..=255).contains(&name.len());
+    if !tls.alpn.iter().all(protocol) {
+        return Err(finding(&["exit.tls.alpn"], "has a name that is empty or too long; write such as \"http/1.1\""));
+    }
+    let mut ports = BTreeSet::new();
+    for (port, TlsPort(with_tls)) in exit.service.iter().filter_map(|(port, service)| Some((port, service.tls?))) {
+        let reason = if tls.certificate.is_some() && tls.key.is_none() {
+            format!("service {port} is to have TLS, and exit.tls.certificate has no key; set exit.tls.key")
+        } else if with_tls != *port && exit.service.contains_key(&with_tls) {
+            format!("service {port} is to have TLS on port {with_tls}, which is another service")
+        } else if !ports.insert(with_tls) {
+            format!("two services are to have TLS on port {with_tls}")
+        } else {
+            continue;
+        };
+        return Err(finding(&["exit.service", "exit.tls.certificate"], reason));
     }
     Ok(())
 }

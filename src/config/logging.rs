@@ -26,8 +26,14 @@ pub struct LogConfig {
 #[non_exhaustive]
 pub enum LogFormat {
     /// One line for people: time, level, module, message, fields.
-    #[default]
     Human,
+    /// One JSON object a line.
+    Json,
+    /// Entries of systemd's journal, with fields of their own.
+    Journald,
+    /// The journal where standard error leads to it, else for people.
+    #[default]
+    Auto,
 }
 
 /// A filter that is known to parse, such as `info` or `nws=debug,info`.

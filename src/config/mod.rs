@@ -5,6 +5,7 @@
 //! command line, which the command line lays over the result.
 
 mod address;
+pub mod book;
 mod check;
 mod direct;
 mod dropin;
@@ -13,8 +14,10 @@ mod logging;
 mod public;
 mod service;
 mod source;
+mod tls;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use bytesize::ByteSize;
 use nostr::RelayUrl;
@@ -23,8 +26,10 @@ use serde::{Deserialize, Serialize};
 use crate::direct::Plaintext;
 use crate::exit::{AllowList, Rule as ExitRule};
 use crate::limits::Limits;
+use crate::name::Aliases;
 use crate::proxy::Optimistic;
 use crate::proxy::exits::{ExitName, Exits, Rule as ProxyRule};
+use crate::relay::Upstream;
 
 pub use self::address::{ListenAddr, Target};
 pub use self::direct::{DialConfig, Range};
@@ -32,8 +37,9 @@ pub use self::dropin::DropIn;
 pub use self::error::{ConfigError, Origin, ValueError};
 pub use self::logging::{LogConfig, LogFilter, LogFormat};
 pub use self::public::PublicConfig;
-pub use self::service::{Service, Services, parse_port};
+pub use self::service::{Service, Services, TlsPort, parse_port};
 pub use self::source::{PRIVATE_KEY_VARIABLE, PrivateKey, SYSTEM_FILE, Settings, Sources};
+pub use self::tls::{ExitTlsConfig, TrustConfig};
 
 /// Everything that can be set in `nws.toml` and by `NWS_…` variables.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -42,12 +48,18 @@ pub struct Config {
     /// Relays for names that consist of a key alone, and for an exit that has no `exit.relays`.
     #[serde(deserialize_with = "address::relays")]
     pub relays: Vec<RelayUrl>,
+    /// File of the address book, which `nws name` edits; without one it is `names.toml` beside the user's `nws.toml`.
+    pub names_file: Option<PathBuf>,
     /// The client side: `nws proxy`.
     pub proxy: ProxyConfig,
     /// The server side: `nws exit`.
     pub exit: ExitConfig,
     /// The embedded relay: `nws relay`.
     pub relay: RelayConfig,
+    /// Names that are kept: here, and in the address book once that has been read.
+    pub names: Aliases,
+    /// What relays are reached through.
+    pub relay_proxy: RelayProxyConfig,
     /// Times, sizes and counts that bound what proxy and exit do.
     pub limits: Limits,
     /// What is logged.
@@ -59,6 +71,22 @@ impl Config {
     #[must_use]
     pub fn exit_relays(&self) -> &[RelayUrl] {
         if self.exit.relays.is_empty() { &self.relays } else { &self.exit.relays }
+    }
+}
+
+/// Settings of the way to relays.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RelayProxyConfig {
+    /// A SOCKS5 proxy, which also resolves the names of the relays; without one they are reached directly.
+    pub url: Option<Upstream>,
+}
+
+impl RelayProxyConfig {
+    /// The proxy as links share it.
+    #[must_use]
+    pub fn upstream(&self) -> Option<Arc<Upstream>> {
+        self.url.clone().map(Arc::new)
     }
 }
 
@@ -76,6 +104,9 @@ pub struct ProxyConfig {
     pub exit: Exits,
     /// Exits that are never used.
     pub exclude: Vec<ExitName>,
+    /// Where the relay lists of keys are looked up; none is the general relays.
+    #[serde(deserialize_with = "address::relays")]
+    pub lookup_relays: Vec<RelayUrl>,
     /// What goes where, before the exits.
     pub rule: Vec<ProxyRule>,
     /// File of a lasting key that proves to exits who their client is.
@@ -90,6 +121,8 @@ pub struct ProxyConfig {
     pub direct_plaintext: Plaintext,
     /// Which addresses that exits offer are dialled.
     pub dial_exits: DialConfig,
+    /// The authority of this machine, for `https://….nostr` in browsers.
+    pub trust: TrustConfig,
     /// File for scripts, written when the proxy is ready.
     pub info_file: Option<PathBuf>,
 }
@@ -102,6 +135,7 @@ impl Default for ProxyConfig {
             isolate_destinations: false,
             exit: Exits::default(),
             exclude: Vec::new(),
+            lookup_relays: Vec::new(),
             rule: Vec::new(),
             identity: None,
             identity_for: Vec::new(),
@@ -109,6 +143,7 @@ impl Default for ProxyConfig {
             public_listen: None,
             direct_plaintext: Plaintext::default(),
             dial_exits: DialConfig::default(),
+            trust: TrustConfig::default(),
             info_file: None,
         }
     }
@@ -142,6 +177,8 @@ pub struct ExitConfig {
     pub direct_plaintext: Plaintext,
     /// Which addresses that proxies offer are dialled.
     pub dial_back: DialConfig,
+    /// The certificate of services with TLS.
+    pub tls: ExitTlsConfig,
     /// File for scripts, written when the exit is ready.
     pub info_file: Option<PathBuf>,
 }

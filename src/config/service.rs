@@ -21,11 +21,14 @@ pub struct Service {
     pub target: Target,
     /// Who may connect; without a list, those of `exit.allow`.
     pub allow: Option<AllowList>,
+    /// The port on which the same is offered with TLS, which the exit then ends itself. If it is the service's own port,
+    /// it is offered with TLS only.
+    pub tls: Option<TlsPort>,
 }
 
 impl From<Target> for Service {
     fn from(target: Target) -> Self {
-        Self { target, allow: None }
+        Self { target, allow: None, tls: None }
     }
 }
 
@@ -35,15 +38,69 @@ impl From<Target> for Service {
 #[serde(deny_unknown_fields)]
 struct Table {
     target: Target,
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     allow: Option<AllowList>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    tls: Option<TlsPort>,
+}
+
+/// A port that is written as a number or, like the ports of services, as text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "NumberOrText", into = "u16")]
+pub struct TlsPort(pub u16);
+
+impl From<TlsPort> for u16 {
+    fn from(port: TlsPort) -> Self {
+        port.0
+    }
+}
+
+/// How a port may be written.
+struct NumberOrText(String);
+
+impl<'de> Deserialize<'de> for NumberOrText {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Either;
+
+        impl Visitor<'_> for Either {
+            type Value = NumberOrText;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a port, as 443")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, text: &str) -> Result<NumberOrText, E> {
+                Ok(NumberOrText(text.to_owned()))
+            }
+
+            fn visit_u64<E: serde::de::Error>(self, number: u64) -> Result<NumberOrText, E> {
+                Ok(NumberOrText(number.to_string()))
+            }
+
+            fn visit_i64<E: serde::de::Error>(self, number: i64) -> Result<NumberOrText, E> {
+                Ok(NumberOrText(number.to_string()))
+            }
+        }
+
+        deserializer.deserialize_any(Either)
+    }
+}
+
+impl TryFrom<NumberOrText> for TlsPort {
+    type Error = ValueError;
+
+    fn try_from(NumberOrText(text): NumberOrText) -> Result<Self, ValueError> {
+        parse_port(&text).map(Self)
+    }
 }
 
 impl Serialize for Service {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        match &self.allow {
-            None => self.target.serialize(serializer),
-            allow => Table { target: self.target.clone(), allow: allow.clone() }.serialize(serializer),
+        match self {
+            Self { target, allow: None, tls: None } => target.serialize(serializer),
+            Self { target, allow, tls } => {
+                Table { target: target.clone(), allow: allow.clone(), tls: *tls }.serialize(serializer)
+            }
         }
     }
 }
@@ -65,8 +122,8 @@ impl<'de> Deserialize<'de> for Service {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Service, A::Error> {
-                let Table { target, allow } = Table::deserialize(MapAccessDeserializer::new(map))?;
-                Ok(Service { target, allow })
+                let Table { target, allow, tls } = Table::deserialize(MapAccessDeserializer::new(map))?;
+                Ok(Service { target, allow, tls })
             }
         }
 
@@ -125,6 +182,12 @@ mod tests {
         let long: Service = serde_json::from_str(r#"{ "target": "127.0.0.1:3000" }"#).unwrap();
         assert_eq!(short, long);
         assert_eq!(serde_json::to_string(&long).unwrap(), r#""127.0.0.1:3000""#);
+        for port in [r#""443""#, "443"] {
+            let with: Service =
+                serde_json::from_str(&format!(r#"{{ "target": "127.0.0.1:3000", "tls": {port} }}"#)).unwrap();
+            assert_eq!(with.tls, Some(TlsPort(443)));
+            assert_eq!(serde_json::to_string(&with).unwrap(), r#"{"target":"127.0.0.1:3000","tls":443}"#);
+        }
     }
 
     #[test]
@@ -134,6 +197,9 @@ mod tests {
             (r#"{ "target": "127.0.0.1:0" }"#, "port 0"),
             (r#"{ "target": "127.0.0.1:1", "tagret": 1 }"#, "tagret"),
             (r#"{ "target": "127.0.0.1:1", "allow": ["me"] }"#, "entry 1 is no public key"),
+            (r#"{ "target": "127.0.0.1:1", "tls": 0 }"#, "port 0"),
+            (r#"{ "target": "127.0.0.1:1", "tls": -1 }"#, "not a port"),
+            (r#"{ "target": "127.0.0.1:1", "tls": true }"#, "a port, as 443"),
             ("3000", "HOST:PORT or a table"),
         ] {
             let error = serde_json::from_str::<Service>(text).unwrap_err().to_string();

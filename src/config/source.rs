@@ -16,7 +16,7 @@ use figment::{Figment, Metadata, Profile, Provider, Source};
 
 use super::check::check;
 use super::dropin::{self, DropIn};
-use super::{Config, ConfigError, Origin};
+use super::{Config, ConfigError, Origin, book};
 
 /// The configuration file of the machine.
 pub const SYSTEM_FILE: &str = "/etc/nws/nws.toml";
@@ -78,6 +78,10 @@ pub struct Settings {
     pub config: Config,
     /// The exit's secret key, if the environment holds it.
     pub private_key: Option<PrivateKey>,
+    /// The files that were read.
+    pub files: Vec<PathBuf>,
+    /// Where the address book is, if there is a place for one.
+    pub names_file: Option<PathBuf>,
     /// What the environment of the Go program has added, once a command has asked for it.
     pub drop_in: DropIn,
 }
@@ -87,6 +91,7 @@ pub struct Settings {
 pub struct Sources {
     optional: Vec<PathBuf>,
     required: Option<PathBuf>,
+    names_file: Option<PathBuf>,
     variables: Vec<(String, OsString)>,
     /// Variables of the Go program, which are not ours and weaker than everything that is.
     pub(super) drop_in: Vec<(String, OsString)>,
@@ -101,6 +106,7 @@ impl fmt::Debug for Sources {
         f.debug_struct("Sources")
             .field("optional", &self.optional)
             .field("required", &self.required)
+            .field("names_file", &self.names_file)
             .field("variables", &names)
             .field("dot_env", &self.dot_env)
             .finish()
@@ -122,7 +128,10 @@ impl Sources {
         let sources = Self::none().optional_file(SYSTEM_FILE).variables(std::env::vars_os()).dot_env_file(dot_env);
         // A service without a home directory has no file of its own, which is no mistake.
         match etcetera::choose_base_strategy() {
-            Ok(base) => sources.optional_file(base.config_dir().join("nws").join("nws.toml")),
+            Ok(base) => {
+                let own = base.config_dir().join("nws");
+                sources.optional_file(own.join("nws.toml")).names_file(own.join("names.toml"))
+            }
             Err(_) => sources,
         }
     }
@@ -138,6 +147,13 @@ impl Sources {
     #[must_use]
     pub fn required_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.required = Some(path.into());
+        self
+    }
+
+    /// Sets the place of the address book where the configuration names none; the file may be missing.
+    #[must_use]
+    pub fn names_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.names_file = Some(path.into());
         self
     }
 
@@ -170,14 +186,17 @@ impl Sources {
     /// The first mistake, with its place.
     pub fn load(&self) -> Result<Settings, ConfigError> {
         let mut figment = Figment::new();
+        let mut files = Vec::new();
         for path in &self.optional {
             if let Some(layer) = Layer::file(path, true)? {
+                files.push(path.clone());
                 figment = figment.merge(layer);
             }
         }
         if let Some(path) = &self.required
             && let Some(layer) = Layer::file(path, false)?
         {
+            files.push(path.clone());
             figment = figment.merge(layer);
         }
         let mut private_key = None;
@@ -189,7 +208,7 @@ impl Sources {
                 figment = figment.merge(Layer::variable(name, value)?);
             }
         }
-        let config: Config = figment.extract().map_err(|error| {
+        let mut config: Config = figment.extract().map_err(|error| {
             let origin = error.metadata.as_ref().map_or(Origin::Default, origin);
             ConfigError::from_figment(&error, origin)
         })?;
@@ -198,12 +217,29 @@ impl Sources {
             let (key, origin) = set.unwrap_or((finding.keys[0], Origin::Default));
             ConfigError::value(origin, key, &finding.reason)
         })?;
-        Ok(Settings { config, private_key, drop_in: DropIn::default() })
+        let names_file = config.names_file.clone().or_else(|| self.names_file.clone());
+        if let Some(path) = &names_file {
+            files.extend(path.exists().then(|| path.clone()));
+            for (alias, kept) in book::read(path)? {
+                let key = kept.name.public_key;
+                if let Some(other) = config.names.insert(alias.clone(), kept)
+                    && other.name.public_key != key
+                {
+                    let reason = format!("the configuration says {}; remove one of both", other.name.npub());
+                    return Err(ConfigError::value(
+                        Origin::File(path.clone()),
+                        format!("names.{}", alias.as_str()),
+                        &reason,
+                    ));
+                }
+            }
+        }
+        Ok(Settings { config, private_key, files, names_file, drop_in: DropIn::default() })
     }
 }
 
 /// One layer as figment takes it: values, and where they are from.
-struct Layer {
+pub(super) struct Layer {
     metadata: Metadata,
     values: Dict,
 }
@@ -211,7 +247,7 @@ struct Layer {
 impl Layer {
     /// A file, or nothing if it is missing and may be. figment's own reader of files would search the parent
     /// directories, and take an unreadable file for a missing one.
-    fn file(path: &Path, may_be_missing: bool) -> Result<Option<Self>, ConfigError> {
+    pub(super) fn file(path: &Path, may_be_missing: bool) -> Result<Option<Self>, ConfigError> {
         let text = match std::fs::read_to_string(path) {
             Ok(text) => text,
             Err(error) if may_be_missing && error.kind() == io::ErrorKind::NotFound => return Ok(None),

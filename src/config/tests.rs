@@ -81,7 +81,8 @@ fn the_example_uncommented_equals_the_defaults() {
 #[test]
 fn the_examples_of_keys_without_default_are_valid() {
     let config = from_text(&uncommented("#   ")).unwrap();
-    assert_eq!(config.exit.service.len(), 2);
+    assert_eq!(config.exit.service.len(), 3);
+    assert!(config.exit.tls.certificate.is_some() && config.proxy.trust.directory.is_some());
     assert!(config.exit.key_file.is_some() && config.exit.target.is_some() && config.relay.info_file.is_some());
     assert_eq!((config.relays.len(), config.exit.relays.len()), (2, 1));
 }
@@ -185,7 +186,7 @@ fn mistakes_in_a_file_name_the_file_the_key_and_the_reason() {
         (
             "[proxy]\nlisten_on = []",
             "proxy.listen_on",
-            "unknown key; known here: listen, optimistic, isolate_destinations, exit, exclude, rule, identity, identity_for, public_address, public_listen, direct_plaintext, dial_exits, info_file",
+            "unknown key; known here: listen, optimistic, isolate_destinations, exit, exclude, lookup_relays, rule, identity, identity_for, public_address, public_listen, direct_plaintext, dial_exits, trust, info_file",
         ),
         ("colour = 'red'", "colour", "unknown key"),
         ("private_key = 'x'", "private_key", "unknown key"),
@@ -227,6 +228,20 @@ fn mistakes_in_a_file_name_the_file_the_key_and_the_reason() {
         ("[exit.dial_back]\nprivate = ['*']", "exit.dial_back.private.0", "is no address and no range"),
         ("[exit.dial_back]\nfamilies = 'v4'", "exit.dial_back.families", "not one of: any, ipv4, ipv6"),
         ("[limits]\ndirect_timeout = '0s'", "limits.direct_timeout", "is zero"),
+        ("[exit.tls]\nkey = 'k'", "exit.tls.key", "set exit.tls.certificate, too"),
+        ("[exit.tls]\nalpn = ['']", "exit.tls.alpn", "empty or too long"),
+        ("[exit.service]\n80 = { target = 'a:1', tls = 0 }", "exit.service.80.tls", "port 0"),
+        ("[exit.service]\n80 = { target = 'a:1', tls = 22 }\n22 = 'a:2'", "exit.service", "which is another service"),
+        (
+            "[exit.service]\n80 = { target = 'a:1', tls = 443 }\n81 = { target = 'a:1', tls = 443 }",
+            "exit.service",
+            "two services are to have TLS on port 443",
+        ),
+        (
+            "[exit]\ntls = { certificate = 'c' }\nservice = { 443 = { target = 'a:1', tls = 443 } }",
+            "exit.service",
+            "set exit.tls.key",
+        ),
         ("[exit.public]\nannounce_interval = '0s'", "exit.public.announce_interval", "between 1s and 1h"),
     ] {
         let files = Files::new();

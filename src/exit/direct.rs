@@ -2,18 +2,19 @@
 //! that old entries ask for with NIP-74's `CONNECTR`. All of it shows the exit's address to its clients, so none of it
 //! happens unless the owner says so.
 
+use std::io::Cursor;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tracing::debug;
 
-use super::service::{Asked, Offered, dial, guess_port, target};
+use super::service::{Asked, Offered, dial, guess_port, join, service_port, target};
 use crate::direct::{Connection, Plaintext, Reach, Rendezvous, prove, prove_in_clear};
 use crate::error::{Error, ErrorKind};
 use crate::message::{Direct, Failed};
-use crate::tunnel::copy::copy;
 use crate::tunnel::socket::Socket;
 use crate::tunnel::{Mover, Offer};
 
@@ -98,13 +99,14 @@ fn report(outcome: Result<(), Error>) -> bool {
 /// Serves an old entry over the connection that it asks for.
 pub(super) async fn serve_reverse(offered: &Offered, offer: Offer) {
     match connect(offered, &offer).await {
-        Ok((connection, service)) => {
+        Ok(Reverse { connection, first, service, port }) => {
             let service = Socket::new(service);
-            let stream = offer.paced(connection);
+            let (read, write) = tokio::io::split(connection);
+            let stream = offer.paced(tokio::io::join(Cursor::new(first).chain(read), write));
             let activity = stream.activity();
             offer.let_go();
             tokio::select! {
-                () = copy(service.clone(), stream, &service) => {}
+                () = join(offered, &service, stream, port) => {}
                 () = activity.ceases_for(offered.limits.stream_idle) => service.end_with_reset(),
             }
         }
@@ -115,8 +117,18 @@ pub(super) async fn serve_reverse(offered: &Offered, offer: Offer) {
     }
 }
 
+/// A connection back, and what it is to be joined to.
+struct Reverse {
+    connection: Connection,
+    /// What has been read of it.
+    first: Vec<u8>,
+    service: TcpStream,
+    /// The service's port, if it is one.
+    port: Option<u16>,
+}
+
 /// The connection to the entry first, as the deployed exit does it: that it ends is the one refusal which an entry hears.
-async fn connect(offered: &Offered, offer: &Offer) -> Result<(Connection, tokio::net::TcpStream), Error> {
+async fn connect(offered: &Offered, offer: &Offer) -> Result<Reverse, Error> {
     let denied = |why: &'static str| Error::new(ErrorKind::Denied, why);
     let (address, key) = offer.reverse().ok_or_else(|| denied("no connection back was asked for"))?;
     let direct = offered.direct();
@@ -153,11 +165,13 @@ async fn connect(offered: &Offered, offer: &Offer) -> Result<(Connection, tokio:
             .await
             .map_err(|_| Error::new(ErrorKind::Timeout, "the client names no port and says nothing"))?
             .map_err(|error| Error::from_io(&error, "the direct connection"))?;
-        let port = guess_port(&first[..count]);
+        first.truncate(count);
+        let port = guess_port(&first);
         in_clear(Some(port))?;
-        let mut service = dial(offered, &target(offered, offer, &Asked::Service(Some(port)))?).await?;
-        service.write_all(&first[..count]).await.map_err(|error| Error::from_io(&error, "sending the first bytes"))?;
-        return Ok((connection, service));
+        let asked = Asked::Service(Some(port));
+        let service = dial(offered, &target(offered, offer, &asked)?).await?;
+        return Ok(Reverse { connection, first, service, port: service_port(offered, &asked) });
     };
-    Ok((connection, dial(offered, &known).await?))
+    let service = dial(offered, &known).await?;
+    Ok(Reverse { connection, first: Vec::new(), service, port: service_port(offered, &asked) })
 }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, PoisonError, RwLock};
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +16,7 @@ use tracing::{Instrument, debug, debug_span, warn};
 use super::access::{Access, check};
 use super::dial::Dialer;
 use super::direct::{DirectPaths, serve_reverse};
+use super::terminator::Terminator;
 use crate::destination::{Destination, Host, split_port};
 use crate::error::{Error, ErrorKind};
 use crate::limits::Limits;
@@ -116,6 +118,8 @@ pub(super) struct Offered {
     /// What connects to other hosts, at a public exit.
     public: Option<Dialer>,
     access: RwLock<Arc<Access>>,
+    /// What ends TLS on some ports, if any have it.
+    terminator: OnceLock<Terminator>,
     /// Streams that may still be served at once.
     slots: Arc<Semaphore>,
     /// Streams that were refused for want of a slot.
@@ -135,9 +139,9 @@ impl Exit {
     #[must_use]
     pub fn public(services: Services, dialer: Option<Dialer>, limits: Arc<Limits>) -> Self {
         let slots = Arc::new(Semaphore::new(limits.exit_streams.min(Semaphore::MAX_PERMITS)));
-        let (access, turned_away) = (RwLock::default(), AtomicU64::new(0));
+        let (access, turned_away, terminator) = (RwLock::default(), AtomicU64::new(0), OnceLock::new());
         let direct = OnceLock::new();
-        Self(Arc::new(Offered { services, public: dialer, access, slots, turned_away, direct, limits }))
+        Self(Arc::new(Offered { services, public: dialer, access, terminator, slots, turned_away, direct, limits }))
     }
 
     /// Takes streams off the relays where there is a way; only the first call counts.
@@ -145,6 +149,11 @@ impl Exit {
     pub fn with_direct(self, direct: Arc<DirectPaths>) -> Self {
         self.0.direct.get_or_init(|| direct);
         self
+    }
+
+    /// From now on this ends TLS on its ports; a second one is not heeded.
+    pub fn set_terminator(&self, terminator: Terminator) {
+        let _ = self.0.terminator.set(terminator);
     }
 
     /// From now on these lists say who may connect; streams that are open go on.
@@ -205,7 +214,7 @@ async fn serve(offered: &Offered, offer: Offer) {
         return serve_reverse(offered, offer).await;
     }
     match connect(offered, &offer).await {
-        Ok(service) => {
+        Ok((service, port)) => {
             let service = Socket::new(service);
             let said = offer.direct().cloned();
             if let Some((stream, mover)) = offer.accept() {
@@ -217,7 +226,7 @@ async fn serve(offered: &Offered, offer: Offer) {
                     }
                 };
                 tokio::select! {
-                    () = copy(service.clone(), stream, &service) => {}
+                    () = join(offered, &service, stream, port) => {}
                     () = moving => {}
                     () = activity.ceases_for(offered.limits.stream_idle) => {
                         debug!("nothing has passed for limits.stream_idle");
@@ -239,23 +248,46 @@ pub(super) enum Target<'a> {
     Elsewhere(&'a Dialer, Destination),
 }
 
-/// Connects to what the client asks for.
-async fn connect(offered: &Offered, offer: &Offer) -> Result<TcpStream, Error> {
+/// Joins a stream to its service, in TLS if that ends here.
+pub(super) async fn join<S>(offered: &Offered, service: &Socket, stream: S, port: Option<u16>)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
+    let terminator = offered.terminator.get().filter(|tls| port.is_some_and(|port| tls.serves(port)));
+    let Some(terminator) = terminator else { return copy(service.clone(), stream, service).await };
+    match tokio::time::timeout(offered.limits.handshake_timeout, terminator.accept(stream)).await {
+        Ok(Ok(stream)) => copy(service.clone(), stream, service).await,
+        Ok(Err(error)) => debug!(%error, "no TLS with the client"),
+        Err(_) => debug!("the client's TLS handshake took too long"),
+    }
+}
+
+/// Connects to what the client asks for; says which service that is, by its port.
+async fn connect(offered: &Offered, offer: &Offer) -> Result<(TcpStream, Option<u16>), Error> {
     let mut asked = Asked::read(offer.destination(), offer.port())?;
     if let Asked::Service(port) = &mut asked
         && offered.services.is_ambiguous(*port)
     {
         *port = Some(told_port(&offered.limits, offer).await?);
     }
+    let service_port = service_port(offered, &asked);
     let target = target(offered, offer, &asked)?;
     let dial = dial(offered, &target);
     tokio::pin!(dial);
     tokio::select! {
         biased;
-        connected = &mut dial => return connected,
+        connected = &mut dial => return Ok((connected?, service_port)),
         () = tokio::time::sleep(HEARD_AFTER) => offer.heard(),
     }
-    dial.await
+    Ok((dial.await?, service_port))
+}
+
+/// The port of the service that is asked for, if it is one.
+pub(super) fn service_port(offered: &Offered, asked: &Asked) -> Option<u16> {
+    match asked {
+        Asked::Service(port) => offered.services.port_of(*port),
+        Asked::Elsewhere(_) => None,
+    }
 }
 
 /// What a client is led to, if it may.

@@ -27,6 +27,14 @@ pub enum NameError {
         /// What is wrong with it.
         fault: Fault,
     },
+    /// A name that somebody may have chosen, and that is not kept here.
+    #[error(
+        "nobody here knows {label}.nostr: `nws name add {label} NAME` keeps the name or key that it is to stand for"
+    )]
+    Unknown {
+        /// The label before `.nostr`.
+        label: String,
+    },
     /// A public key given by itself is wrong. Its text is not repeated, for it may be a secret key.
     #[error("the public key is wrong: {0}")]
     Key(Fault),

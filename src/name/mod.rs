@@ -8,6 +8,7 @@
 //! Any letter case is read, and one trailing dot; what is written is lower case, without the dot. Nothing here asks a
 //! name server or a relay: a name holds its own answer.
 
+mod alias;
 mod error;
 mod label;
 
@@ -18,6 +19,7 @@ use std::str::FromStr;
 use nostr::nips::nip19::{Nip19Profile, ToBech32};
 use nostr::{FromBech32, PublicKey, RelayUrl};
 
+pub use alias::{Alias, AliasError, Aliases, Kept, parse_name_or_key, text_of};
 pub use error::{Fault, NameError};
 pub use label::parse_relay;
 

@@ -8,7 +8,7 @@ use serde::de::value::SeqAccessDeserializer;
 use serde::de::{SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::name::{NameError, NostrName, parse_public_key};
+use crate::name::{NameError, NostrName, parse_name_or_key, text_of};
 use crate::pattern::{Pattern, Ports};
 
 /// The word for every exit that announces itself.
@@ -23,9 +23,7 @@ impl FromStr for ExitName {
     type Err = NameError;
 
     fn from_str(text: &str) -> Result<Self, NameError> {
-        let key = || parse_public_key(text).map(|key| NostrName::new(key, []));
-        // The words of the second are about keys in general, so they say more of what is no name either.
-        text.parse().or_else(|_| key()).map(Self)
+        parse_name_or_key(text).map(Self)
     }
 }
 
@@ -45,7 +43,7 @@ impl From<ExitName> for String {
 
 impl fmt::Display for ExitName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.0.relays.is_empty() { f.write_str(&self.0.npub()) } else { self.0.fmt(f) }
+        f.write_str(&text_of(&self.0))
     }
 }
 

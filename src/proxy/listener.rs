@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use tokio::net::TcpListener;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::{Instant, timeout_at};
@@ -13,12 +14,13 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 use tracing::{debug, info, warn};
 
-use super::connect::Isolation;
+use super::connect::{Connect, Destination, Isolation};
 use super::http;
-use super::open::Route;
+use super::open::{Route, open};
 use super::socks;
 use crate::Error;
 use crate::limits::Limits;
+use crate::tunnel::copy::copy;
 use crate::tunnel::socket::Socket;
 
 /// Pause after the first failure to accept; each further one doubles it.
@@ -66,7 +68,7 @@ impl Listener {
         let socket = TcpListener::bind(address).await.map_err(failed)?;
         let address = socket.local_addr().map_err(failed)?;
         if !address.ip().is_loopback() {
-            warn!(%address, "this address is not a loopback address: whoever reaches it may use the proxy");
+            warn!(%address, "this address is not a loopback address: whoever reaches it may use it");
         }
         Ok(Self { socket, address, slots: None })
     }
@@ -88,11 +90,47 @@ impl Listener {
     /// Serves clients until `cancel`. Every connection is a task of `tracker`; those with an open stream go on after
     /// `cancel`, until the caller's patience ends.
     pub async fn serve<S: Route>(self, route: S, limits: Arc<Limits>, cancel: CancellationToken, tracker: TaskTracker) {
-        let slots = self
-            .slots
-            .unwrap_or_else(|| Arc::new(Semaphore::new(limits.proxy_connections.clamp(1, Semaphore::MAX_PERMITS))));
         let pools = http::Pools::new(route.clone(), limits.open_timeout, limits.session_lifetime);
+        let connections = limits.proxy_connections;
         let front = Arc::new(Front { route, limits, cancel: cancel.clone(), pools, listener: self.address });
+        let on_client = |client, slot| {
+            tracker.spawn(serve_client(client, front.clone(), slot));
+        };
+        self.accept(connections, cancel, on_client).await;
+    }
+
+    /// Leads every client to one destination, whatever it speaks, until `cancel`; connections go on after that as
+    /// with [`Self::serve`].
+    pub async fn forward<S: Route>(
+        self,
+        route: S,
+        to: Destination,
+        limits: Arc<Limits>,
+        cancel: CancellationToken,
+        tracker: TaskTracker,
+    ) {
+        let listener = Some(self.address);
+        let on_client = |client: Socket, slot: OwnedSemaphorePermit| {
+            let isolation = Isolation { listener, client: client.peer_ip(), credentials: None };
+            let connect = Connect { destination: to.clone(), early_data: Bytes::new(), eager: false, isolation };
+            let (route, limit) = (route.clone(), limits.open_timeout);
+            tracker.spawn(async move {
+                lead(client, route, connect, limit).await;
+                drop(slot);
+            });
+        };
+        self.accept(limits.proxy_connections, cancel, on_client).await;
+    }
+
+    /// Accepts clients until `cancel`, each with its place among `connections`.
+    async fn accept(
+        self,
+        connections: usize,
+        cancel: CancellationToken,
+        on_client: impl Fn(Socket, OwnedSemaphorePermit),
+    ) {
+        let slots =
+            self.slots.unwrap_or_else(|| Arc::new(Semaphore::new(connections.clamp(1, Semaphore::MAX_PERMITS))));
         let accept = async {
             let mut backoff = BACKOFF_MIN;
             loop {
@@ -102,7 +140,7 @@ impl Listener {
                     Ok((stream, peer)) => {
                         backoff = BACKOFF_MIN;
                         debug!(%peer, "client connected");
-                        tracker.spawn(serve_client(Socket::new(stream), front.clone(), slot));
+                        on_client(Socket::new(stream), slot);
                     }
                     Err(error) if is_the_clients_fault(&error) => debug!(%error, "a client left while it came"),
                     Err(error) => {
@@ -124,6 +162,19 @@ impl Listener {
 fn is_the_clients_fault(error: &io::Error) -> bool {
     use io::ErrorKind as Io;
     matches!(error.kind(), Io::ConnectionAborted | Io::ConnectionReset | Io::ConnectionRefused | Io::Interrupted)
+}
+
+/// One client whose destination is known before it speaks. It has been connected to us already, so all that a failure
+/// can be is a reset.
+async fn lead<S: Route>(client: Socket, route: S, connect: Connect, limit: Duration) {
+    let outcome = tokio::select! {
+        outcome = open(route, connect, limit) => outcome,
+        () = client.reset() => return debug!("the client left before its stream was open"),
+    };
+    match outcome {
+        Ok(stream) => copy(client.clone(), stream, &client).await,
+        Err(_) => client.end_with_reset(),
+    }
 }
 
 /// One client from its first byte to its last.

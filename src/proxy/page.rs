@@ -16,6 +16,10 @@ pub(super) const NWS_ERROR: HeaderName = HeaderName::from_static("nws-error");
 /// Says that a page may load and run nothing, whatever slips into it.
 const POLICY: &str = "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'";
 
+/// What that header says of an exit's certificate that is not the published one. It is no row of the table: it exists
+/// where the proxy ends TLS, and never on the wire.
+pub(super) const CERTIFICATE: &str = "certificate";
+
 /// The form that a client can read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Style {
@@ -82,6 +86,24 @@ impl Page {
         let kind = error.kind();
         let (title, advice) = words(kind);
         Self { title, text: format!("{}.", error.reason()), advice, code: Some(kind.code()) }
+    }
+
+    /// An exit that shows another certificate than it has published; each by its fingerprint.
+    pub(super) fn certificate(published: &[String], shown: &str) -> Self {
+        Self {
+            title: "This is not the certificate of the exit",
+            text: format!(
+                "The exit's key has signed that its TLS certificate is the one with the SHA-256 fingerprint {}. What was \
+                 shown has the fingerprint {shown}. Nothing was sent to it.",
+                published.join(" or ")
+            ),
+            advice: &[
+                "If it is yours: was the certificate changed without restarting the exit, or does another service answer \
+                 on port 443?",
+                "Else tell whoever runs the exit, by another way than this one. There is no way around this page.",
+            ],
+            code: Some(CERTIFICATE),
+        }
     }
 
     /// The page as a complete answer.
@@ -220,6 +242,14 @@ mod tests {
         let page = Page::failure(&error).html();
         assert!(!page.contains("<script"));
         assert!(page.contains("&lt;script&gt;alert(&#39;x&#39;)&lt;/script&gt; &amp; &quot;more&quot;"));
+    }
+
+    #[test]
+    fn a_wrong_certificate_is_told_with_both_fingerprints() {
+        let page = Page::certificate(&["AA:BB".into(), "CC:DD".into()], "EE:FF");
+        for text in [page.html(), page.plain()] {
+            assert!(["AA:BB or CC:DD", "EE:FF", "nws: certificate"].iter().all(|part| text.contains(part)), "{text}");
+        }
     }
 
     #[test]

@@ -12,11 +12,15 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tower::Service;
 
+use super::by_key;
 use super::choose::Chooser;
 use super::connect::{BoxedIo, Connect, Destination, Host};
 use super::exits::{Exits, Rule, Via};
+use super::intercept::Interceptor;
+use super::names::Names;
 use crate::addresses::reserved;
 use crate::dial::{Network, SystemNetwork, dial};
+use crate::directory::RelayLists;
 use crate::error::{Error, ErrorKind};
 use crate::name::{self, NostrName};
 use crate::pattern::Pattern;
@@ -66,7 +70,10 @@ pub struct Router {
     tunnel: Arc<Tunnel>,
     optimistic: Optimistic,
     isolate_destinations: bool,
+    names: Names,
+    lists: Option<Arc<RelayLists>>,
     plan: Arc<Plan>,
+    interceptor: Option<Arc<Interceptor>>,
 }
 
 impl Router {
@@ -75,7 +82,15 @@ impl Router {
     pub fn new(tunnel: Arc<Tunnel>, optimistic: Optimistic) -> Self {
         let chooser = Chooser::new(Arc::clone(&tunnel), None, Exits::default(), Vec::new());
         let plan = Plan { rules: Vec::new(), chooser, network: Arc::new(SystemNetwork), dial_timeout: Duration::ZERO };
-        Self { tunnel, optimistic, isolate_destinations: false, plan: Arc::new(plan) }
+        Self {
+            tunnel,
+            optimistic,
+            isolate_destinations: false,
+            names: Names::default(),
+            lists: None,
+            plan: Arc::new(plan),
+            interceptor: None,
+        }
     }
 
     /// Whether streams to different hosts through the same exit share no session.
@@ -84,10 +99,34 @@ impl Router {
         Self { isolate_destinations: isolate, ..self }
     }
 
+    /// Ends TLS for `.nostr` names with the authority of this machine.
+    #[must_use]
+    pub fn with_interceptor(self, interceptor: Interceptor) -> Self {
+        Self { interceptor: Some(Arc::new(interceptor)), ..self }
+    }
+
     /// Whose streams may share a session with this one.
     fn compartment(&self, connect: &Connect) -> Compartment {
         let host = self.isolate_destinations.then(|| connect.destination.host.canonical());
         Compartment::of(&(&connect.isolation, host))
+    }
+
+    /// Knows these names, and whatever becomes of them.
+    #[must_use]
+    pub fn with_names(self, names: Names) -> Self {
+        Self { names, ..self }
+    }
+
+    /// Finds keys that come without relays by their relay lists, where the configuration does not lead to them.
+    #[must_use]
+    pub fn with_relay_lists(self, lists: Arc<RelayLists>) -> Self {
+        Self { lists: Some(lists), ..self }
+    }
+
+    /// The names that it knows.
+    #[must_use]
+    pub const fn names(&self) -> &Names {
+        &self.names
     }
 
     /// Everything other than `.nostr` names goes as planned.
@@ -128,13 +167,32 @@ impl Service<Connect> for Router {
 
     fn call(&mut self, connect: Connect) -> Self::Future {
         let (tunnel, optimistic, plan) = (Arc::clone(&self.tunnel), self.optimistic, Arc::clone(&self.plan));
-        let compartment = self.compartment(&connect);
+        let (compartment, names) = (self.compartment(&connect), self.names.clone());
+        let lists = self.lists.clone();
+        let interceptor = self.interceptor.clone();
         Box::pin(async move {
             if let Host::Name(host) = &connect.destination.host
                 && name::is_nostr(host)
             {
-                let name = host.parse::<NostrName>()?;
+                let mut name = names.resolve(host)?;
                 let (port, early) = (connect.destination.port, &connect.early_data);
+                // What waits for an answer here is a plain HTTP request of our own.
+                if let Some(interceptor) = interceptor.filter(|i| !connect.eager && i.serves(host, port)) {
+                    let listed = lists.as_ref().filter(|_| name.relays.is_empty());
+                    if let Some(relays) = listed.and_then(|lists| lists.proven(&name.public_key)) {
+                        name = NostrName::new(name.public_key, relays);
+                    }
+                    return interceptor.open(compartment, name, host, early).await;
+                }
+                let lists = lists.filter(|_| name.relays.is_empty());
+                if let Some(lists) = &lists {
+                    let listed = lists.proven(&name.public_key).map(|relays| NostrName::new(name.public_key, relays));
+                    match listed {
+                        _ if tunnel.accepts_lately(compartment, &name, port) => {}
+                        Some(listed) if tunnel.accepts_lately(compartment, &listed, port) => name = listed,
+                        _ => return begin(by_key::open(&tunnel, lists, compartment, &name, port).await?, early).await,
+                    }
+                }
                 let stream = match hold(&tunnel, optimistic, compartment, &name, &connect) {
                     Some(hold) => tunnel.open_eager(compartment, &name, port, early, hold).await?,
                     None => tunnel.open(compartment, &name, port, early).await?,

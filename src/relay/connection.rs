@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use futures_util::{SinkExt, StreamExt};
-use nostr::PublicKey;
+use nostr::{PublicKey, RelayUrl};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 use tokio_tungstenite::WebSocketStream;
@@ -30,7 +30,8 @@ const PUBLISHED_MAX: usize = 4096;
 /// Pause before a subscription that the relay has ended is asked for again.
 const RESUBSCRIBE_PAUSE: Duration = Duration::from_secs(5);
 
-type Socket = WebSocketStream<Box<dyn Transport>>;
+/// A websocket to a relay.
+pub(super) type Socket = WebSocketStream<Box<dyn Transport>>;
 
 /// What reading and writing share.
 struct Talk<'a> {
@@ -70,8 +71,9 @@ pub(super) async fn run(
     let default = EventLimits { message: as_usize(&shared.limits), content: as_usize(&shared.limits) };
     let limit = shared.limits.relay_connect_timeout;
     // Beside the handshake, not before it: the answer is only wanted when the first long event is.
-    let url = shared.url.clone();
-    let nip11 = AbortOnDropHandle::new(tokio::spawn(async move { nip11::fetch(&url, default, limit).await }));
+    let (url, upstream) = (shared.url.clone(), shared.upstream.clone());
+    let fetch = async move { nip11::fetch(&url, upstream.as_deref(), default, limit).await };
+    let nip11 = AbortOnDropHandle::new(tokio::spawn(fetch));
     let socket = match timeout(limit, connect(shared)).await {
         Ok(Ok(socket)) => socket,
         Ok(Err(why)) => return why,
@@ -83,7 +85,7 @@ pub(super) async fn run(
     let (sink, stream) = socket.split();
     let limits = async {
         match nip11.await {
-            Ok(Ok(limits)) => {
+            Ok(Ok(nip11::Told { limits, .. })) => {
                 let mut state = shared.state();
                 state.last_limits = Some(limits);
                 if state.up.replace(limits) != Some(limits) {
@@ -109,9 +111,14 @@ fn as_usize(limits: &crate::limits::Limits) -> usize {
 }
 
 async fn connect(shared: &Shared) -> Result<Socket, String> {
-    let stream = transport::connect(&shared.url).await.map_err(|error| format!("cannot connect: {error}"))?;
+    let stream = transport::connect(&shared.url, shared.upstream.as_deref()).await;
+    upgrade(&shared.url, stream.map_err(|error| format!("cannot connect: {error}"))?).await
+}
+
+/// Makes a websocket of a connection to a relay, or says in words why there is none.
+pub(super) async fn upgrade(relay: &RelayUrl, stream: Box<dyn Transport>) -> Result<Socket, String> {
     let config = WebSocketConfig::default().max_message_size(Some(FRAME_MAX)).max_frame_size(Some(FRAME_MAX));
-    let request = shared.url.as_str();
+    let request = relay.as_str();
     match tokio_tungstenite::client_async_with_config(request, stream, Some(config)).await {
         Ok((socket, _)) => Ok(socket),
         Err(WsError::Http(response)) => Err(format!("it answers {} instead of a websocket", response.status())),
@@ -269,6 +276,15 @@ async fn on_frame(talk: &Talk<'_>, text: Utf8Bytes) {
             }
         }
         Ok(RelayFrame::Ok { id, taken, reason }) => on_ok(talk, &id, taken, &reason),
+        Ok(RelayFrame::Stored { subscription }) => {
+            // Messages of tunnels are not stored, and their sessions wait for nothing.
+            let number = subscription.parse().unwrap_or(u64::MAX);
+            let attached = shared.state().attached.get(&number).cloned();
+            let kept = attached.filter(|a| a.subscription.as_ref().is_some_and(|s| s.wanted.is_kept()));
+            if let Some(attached) = kept {
+                let _ = attached.notices.send(Notice::Stored(shared.id));
+            }
+        }
         Ok(RelayFrame::Closed { subscription, reason }) => on_closed(talk, &subscription, &reason),
         Ok(RelayFrame::Auth(challenge)) => {
             let waiting = {

@@ -21,11 +21,13 @@ pub(super) enum RelayFrame<'a> {
     Ok { id: Cow<'a, str>, taken: bool, reason: Cow<'a, str> },
     /// The relay has ended a subscription.
     Closed { subscription: Cow<'a, str>, reason: Cow<'a, str> },
+    /// The stored events of a subscription have all come.
+    Stored { subscription: Cow<'a, str> },
     /// A word for people.
     Notice(Cow<'a, str>),
     /// A challenge to prove a key (NIP-42).
     Auth(Cow<'a, str>),
-    /// End of stored events, and whatever else a relay may say.
+    /// Whatever else a relay may say.
     Other,
 }
 
@@ -81,6 +83,7 @@ impl<'de> Visitor<'de> for Parts {
                 let reason = parts.next_element::<Text<'de>>()?.map(|Text(reason)| reason).unwrap_or_default();
                 Wire::Other(RelayFrame::Closed { subscription, reason })
             }
+            "EOSE" => Wire::Other(RelayFrame::Stored { subscription: text()? }),
             "NOTICE" => Wire::Other(RelayFrame::Notice(text()?)),
             "AUTH" => Wire::Other(RelayFrame::Auth(text()?)),
             _ => Wire::Other(RelayFrame::Other),
@@ -114,6 +117,11 @@ pub enum Wanted {
 }
 
 impl Wanted {
+    /// Whether relays keep what is wanted, and say when all of it has come.
+    pub(super) const fn is_kept(&self) -> bool {
+        matches!(self, Self::Kept { .. })
+    }
+
     /// Whether an event of this kind can be meant; relays may send what nobody asked for.
     pub(super) fn takes(&self, kind: u16) -> bool {
         match self {
@@ -192,7 +200,10 @@ mod tests {
 
     #[test]
     fn frames_of_relays_are_read_and_strange_ones_are_let_pass() {
-        assert!(matches!(RelayFrame::parse(r#"["EOSE","s"]"#, &Bytes::new()), Ok(RelayFrame::Other)));
+        assert!(matches!(
+            RelayFrame::parse(r#"["EOSE","s"]"#, &Bytes::new()),
+            Ok(RelayFrame::Stored { subscription }) if subscription == "s"
+        ));
         assert!(matches!(RelayFrame::parse(r#"["NEW-IN-2030",{"x":[1]},2]"#, &Bytes::new()), Ok(RelayFrame::Other)));
         assert!(matches!(RelayFrame::parse(r#"[]"#, &Bytes::new()), Ok(RelayFrame::Other)));
         match RelayFrame::parse(r#"["OK","ab",false,"blocked: \"no\""]"#, &Bytes::new()) {

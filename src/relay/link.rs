@@ -14,6 +14,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 use super::backoff::Backoff;
 use super::connection;
 use super::frame::Wanted;
+use super::upstream::Upstream;
 use crate::envelope::{EventLimits, IncomingEvent, SealedEvent};
 use crate::limits::Limits;
 use crate::pace::Pace;
@@ -48,6 +49,8 @@ pub enum Notice {
     Refused(PathId, nostr::EventId, Refusal),
     /// An event was taken (`OK true`), of those published with the wish to know.
     Taken(PathId, nostr::EventId),
+    /// All events that the relay has kept have come, of a subscription to such.
+    Stored(PathId),
     /// There is room for more events, after [`Attachment::try_publish`] had said no.
     Room(PathId),
 }
@@ -108,6 +111,8 @@ pub(super) struct Shared {
     pub(super) id: PathId,
     pub(super) url: RelayUrl,
     pub(super) limits: Arc<Limits>,
+    /// What it is reached through.
+    pub(super) upstream: Option<Arc<Upstream>>,
     /// What may pass to and from this relay (`limits.relay_bytes_per_hour`).
     pub(super) budget: Pace,
     state: Mutex<State>,
@@ -168,7 +173,7 @@ impl fmt::Debug for Link {
 
 impl Link {
     /// Starts to connect to a relay, numbered `id` in this process, and keeps at it.
-    pub(super) fn start(id: PathId, url: RelayUrl, limits: Arc<Limits>) -> Self {
+    pub(super) fn start(id: PathId, url: RelayUrl, limits: Arc<Limits>, upstream: Option<Arc<Upstream>>) -> Self {
         let (outgoing, outgoing_rx) = mpsc::channel(OUTGOING_MAX);
         let (control, control_rx) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
@@ -176,6 +181,7 @@ impl Link {
             url,
             budget: Pace::new(limits.relay_bytes_per_hour.as_u64() as f64 / BUDGET_SPREAD, BUDGET_AHEAD),
             limits,
+            upstream,
             state: Mutex::default(),
             outgoing,
             control,

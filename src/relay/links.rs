@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use nostr::RelayUrl;
 
 use super::link::Link;
+use super::upstream::Upstream;
 use crate::limits::Limits;
 use crate::stream::PathId;
 
@@ -13,6 +14,7 @@ use crate::stream::PathId;
 #[derive(Debug)]
 pub struct Links {
     limits: Arc<Limits>,
+    upstream: Option<Arc<Upstream>>,
     known: Mutex<Known>,
 }
 
@@ -26,7 +28,13 @@ impl Links {
     /// No connection yet.
     #[must_use]
     pub fn new(limits: Arc<Limits>) -> Self {
-        Self { limits, known: Mutex::default() }
+        Self::through(limits, None)
+    }
+
+    /// No connection yet; they will be made through this proxy, if there is one.
+    #[must_use]
+    pub fn through(limits: Arc<Limits>, upstream: Option<Arc<Upstream>>) -> Self {
+        Self { limits, upstream, known: Mutex::default() }
     }
 
     /// The link to a relay; it starts to connect if there was none. It lasts as long as somebody holds it.
@@ -39,7 +47,7 @@ impl Links {
             return link;
         }
         known.links.retain(|_, link| link.strong_count() > 0);
-        let link = Arc::new(Link::start(known.next, url.clone(), Arc::clone(&self.limits)));
+        let link = Arc::new(Link::start(known.next, url.clone(), Arc::clone(&self.limits), self.upstream.clone()));
         known.next += 1;
         known.links.insert(url.clone(), Arc::downgrade(&link));
         link

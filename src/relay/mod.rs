@@ -4,13 +4,17 @@
 mod backoff;
 mod connection;
 mod frame;
+pub mod http;
 pub mod link;
 mod links;
 mod nip11;
+pub mod probe;
 pub mod server;
 mod transport;
+mod upstream;
 
 pub use backoff::Backoff;
 pub use frame::Wanted;
 pub use link::{Arrival, Attachment, Link, Notice, Slot, Subscription};
 pub use links::Links;
+pub use upstream::{Upstream, UpstreamError};

@@ -3,20 +3,13 @@
 use std::io;
 use std::time::Duration;
 
-use http::{Request, header};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
-use hyper::client::conn::http1;
-use hyper_util::rt::TokioIo;
 use nostr::RelayUrl;
 use serde::Deserialize;
-use url::Url;
 
-use super::transport;
+use super::http;
+use super::upstream::Upstream;
 use crate::envelope::EventLimits;
 
-/// Longest document that is read.
-const DOCUMENT_MAX: usize = 256 * 1024;
 /// A relay that names a smaller limit than this is not believed: not even an opening would fit.
 const PLAUSIBLE_MIN: usize = 1024;
 
@@ -34,33 +27,28 @@ struct Limitation {
     max_content_length: Option<u64>,
 }
 
-/// Fetches the document and reads the limits from it, `default` where it names none.
-pub(super) async fn fetch(relay: &RelayUrl, default: EventLimits, limit: Duration) -> io::Result<EventLimits> {
-    let fetched = tokio::time::timeout(limit, fetch_document(relay)).await;
-    let text = fetched.map_err(|_| io::Error::from(io::ErrorKind::TimedOut))??;
-    let document: Document = serde_json::from_slice(&text).map_err(io::Error::other)?;
-    Ok(limits(&document, default))
+/// What a relay has told of itself.
+#[derive(Debug, Clone)]
+pub(super) struct Told {
+    /// What it takes.
+    pub(super) limits: EventLimits,
+    /// The time that it is there, as HTTP writes it (RFC 9110 section 5.6.7).
+    pub(super) date: Option<String>,
 }
 
-async fn fetch_document(relay: &RelayUrl) -> io::Result<Bytes> {
-    let url: &Url = relay.into();
-    let stream = transport::connect(relay).await?;
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(io::Error::other)?;
-    let driver = tokio::spawn(connection);
-    let host = &url[url::Position::BeforeHost..url::Position::AfterPort];
-    let request = Request::get(&url[url::Position::BeforePath..url::Position::AfterQuery])
-        .header(header::HOST, host)
-        .header(header::ACCEPT, "application/nostr+json")
-        .body(Empty::<Bytes>::new())
-        .map_err(io::Error::other)?;
-    let response = sender.send_request(request).await.map_err(io::Error::other)?;
-    let status = response.status();
-    let body = Limited::new(response.into_body(), DOCUMENT_MAX).collect().await.map_err(io::Error::other);
-    driver.abort();
-    if !status.is_success() {
-        return Err(io::Error::other(format!("status {status}")));
+/// Fetches the document and reads the limits from it, `default` where it names none.
+pub(super) async fn fetch(
+    relay: &RelayUrl,
+    upstream: Option<&Upstream>,
+    default: EventLimits,
+    limit: Duration,
+) -> io::Result<Told> {
+    let answer = http::get(relay.into(), upstream, "application/nostr+json", limit).await?;
+    if !answer.status.is_success() {
+        return Err(io::Error::other(format!("status {}", answer.status)));
     }
-    Ok(body?.to_bytes())
+    let document: Document = serde_json::from_slice(&answer.body).map_err(io::Error::other)?;
+    Ok(Told { limits: limits(&document, default), date: answer.date })
 }
 
 fn limits(document: &Document, default: EventLimits) -> EventLimits {

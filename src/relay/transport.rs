@@ -1,5 +1,5 @@
 //! The byte stream to a relay: TCP without Nagle's delay and with quick acknowledgement, TLS where the URL says `wss`.
-//! Used for the websocket and for the NIP-11 document.
+//! Used for the websocket, and for what is fetched by HTTP (`http.rs`).
 
 use std::io;
 use std::pin::Pin;
@@ -13,26 +13,61 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use url::Url;
 
+use super::upstream::Upstream;
+
 /// Any stream that a relay is reached by.
 pub(super) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
 
-/// Connects to the host of a relay's URL.
-pub(super) async fn connect(relay: &RelayUrl) -> io::Result<Box<dyn Transport>> {
-    let url: &Url = relay.into();
-    let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("{what} in {relay}"));
-    let host = url.host_str().ok_or_else(|| invalid("no host"))?;
-    let port = url.port_or_known_default().ok_or_else(|| invalid("no port"))?;
-    let bare = host.trim_start_matches('[').trim_end_matches(']');
-    let tcp = TcpStream::connect((bare, port)).await?;
-    tcp.set_nodelay(true)?;
-    let tcp = QuickAck(tcp);
-    if url.scheme() == "wss" {
-        let name = ServerName::try_from(bare.to_owned()).map_err(|_| invalid("the host is no name for TLS"))?;
-        Ok(Box::new(TlsConnector::from(tls_config()?).connect(name, tcp).await?))
-    } else {
-        Ok(Box::new(tcp))
+/// Where a relay is, or another server that is reached in the same way.
+pub(super) struct Place<'a> {
+    /// Its host, an IPv6 address without brackets.
+    pub(super) host: &'a str,
+    /// Its port.
+    pub(super) port: u16,
+    /// Whether it speaks TLS.
+    pub(super) tls: bool,
+}
+
+impl<'a> Place<'a> {
+    /// Takes it from the URL.
+    pub(super) fn of(url: &'a Url) -> io::Result<Self> {
+        let invalid = |what: &str| io::Error::new(io::ErrorKind::InvalidInput, format!("{what} in {url}"));
+        let host = url.host_str().ok_or_else(|| invalid("no host"))?;
+        let port = url.port_or_known_default().ok_or_else(|| invalid("no port"))?;
+        Ok(Self {
+            host: host.trim_start_matches('[').trim_end_matches(']'),
+            port,
+            tls: matches!(url.scheme(), "wss" | "https"),
+        })
     }
+
+    /// The TCP connection alone.
+    pub(super) async fn tcp(&self, upstream: Option<&Upstream>) -> io::Result<TcpStream> {
+        let tcp = match upstream {
+            Some(upstream) => upstream.connect(self.host, self.port).await?,
+            None => TcpStream::connect((self.host, self.port)).await?,
+        };
+        tcp.set_nodelay(true)?;
+        Ok(tcp)
+    }
+
+    /// TLS, if it is spoken there, over its TCP connection.
+    pub(super) async fn secure(&self, tcp: TcpStream) -> io::Result<Box<dyn Transport>> {
+        let tcp = QuickAck(tcp);
+        if !self.tls {
+            return Ok(Box::new(tcp));
+        }
+        let invalid = |_| io::Error::new(io::ErrorKind::InvalidInput, format!("{} is no name for TLS", self.host));
+        let name = ServerName::try_from(self.host.to_owned()).map_err(invalid)?;
+        Ok(Box::new(TlsConnector::from(tls_config()?).connect(name, tcp).await?))
+    }
+}
+
+/// Connects to the host of a relay's URL, through the upstream proxy if there is one.
+pub(super) async fn connect(relay: &RelayUrl, upstream: Option<&Upstream>) -> io::Result<Box<dyn Transport>> {
+    let place = Place::of(relay.into())?;
+    place.secure(place.tcp(upstream).await?).await
 }
 
 /// The system's certificate authorities; Mozilla's where the system has none, as in a bare container.

@@ -11,6 +11,7 @@ use serde::Serialize;
 use tokio::time::Instant;
 
 use super::RunError;
+use super::progress::Progress;
 use super::shutdown::Shutdown;
 use crate::config::Config;
 use crate::destination::{Destination, Host};
@@ -63,7 +64,7 @@ struct Report {
 /// When nobody reads the answer.
 pub async fn run(config: Config, wait: Duration, probe: bool, json: bool, shutdown: Shutdown) -> Result<(), RunError> {
     let limits = Arc::new(config.limits);
-    let tunnel = Tunnel::new(config.relays.clone(), Arc::clone(&limits));
+    let tunnel = Tunnel::new(config.relays.clone(), Arc::clone(&limits)).through(config.relay_proxy.upstream());
     let links: Vec<_> = config.relays.iter().map(|relay| tunnel.link(relay)).collect();
     let directory = Directory::start(&links, None, limits);
     let listing = async {
@@ -77,10 +78,12 @@ pub async fn run(config: Config, wait: Duration, probe: bool, json: bool, shutdo
         ))
         .await
     };
+    let progress = Progress::start("listening for announcements");
     let exits = tokio::select! {
         exits = listing => exits,
         () = shutdown.requested() => return Ok(()),
     };
+    drop(progress);
     let report = Report { exits, dropped: directory.drops() };
     let text = if json { serde_json::to_string_pretty(&report).unwrap_or_default() } else { table(&report) };
     tunnel.close().await;

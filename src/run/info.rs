@@ -46,6 +46,12 @@ impl Info {
         Self { pid: std::process::id(), listen, name: None, npub: None, relays: None }
     }
 
+    /// Reads the file of a running command; `None` if there is none, or it is something else.
+    #[must_use]
+    pub fn read(path: &Path) -> Option<Self> {
+        serde_json::from_slice(&fs::read(path).ok()?).ok()
+    }
+
     /// Writes the file under a passing name beside its place, then renames it.
     ///
     /// # Errors

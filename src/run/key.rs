@@ -3,9 +3,7 @@
 //! log line, and no flag takes it, since everyone on a machine can read command lines.
 
 use std::ffi::OsString;
-use std::fs::{DirBuilder, File};
-use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::io;
 use std::path::{Path, PathBuf};
 
 use etcetera::BaseStrategy;
@@ -13,12 +11,7 @@ use nostr::nips::nip19::ToBech32;
 use nostr::{Keys, SecretKey};
 
 use crate::config::{Origin, PrivateKey};
-
-/// Mode of a directory that is made for the key.
-const DIRECTORY_MODE: u32 = 0o700;
-
-/// Bits that a key file must not have: anything for the group or for others.
-const FORBIDDEN_MODE: u32 = 0o077;
+use crate::private_file::{self, PrivateFileError};
 
 /// Most bytes that are read of a key file: a key takes some 64.
 const FILE_MAX: u64 = 4096;
@@ -113,14 +106,25 @@ pub fn load_identity(file: &Path) -> Result<Keys, KeyError> {
     read_or_make(file)
 }
 
-/// Where the key lies if nothing says otherwise: in the state directory that systemd made, or in the user's.
+/// Where the key lies if nothing says otherwise.
 fn default_path(state_directory: Option<OsString>) -> Result<PathBuf, KeyError> {
+    state_directory_of(state_directory).map(|directory| directory.join(FILE_NAME)).ok_or(KeyError::NoHome)
+}
+
+/// Where this program keeps what must last: in the state directory that systemd made, or in the user's. `None` without
+/// a home directory.
+#[must_use]
+pub fn state_directory() -> Option<PathBuf> {
+    state_directory_of(std::env::var_os("STATE_DIRECTORY"))
+}
+
+fn state_directory_of(variable: Option<OsString>) -> Option<PathBuf> {
     // systemd.exec(5): several directories are separated by colons.
-    if let Some(first) = state_directory.iter().flat_map(std::env::split_paths).find(|path| path.is_absolute()) {
-        return Ok(first.join(FILE_NAME));
+    if let Some(first) = variable.iter().flat_map(std::env::split_paths).find(|path| path.is_absolute()) {
+        return Some(first);
     }
-    let base = etcetera::choose_base_strategy().map_err(|_| KeyError::NoHome)?;
-    Ok(base.state_dir().unwrap_or_else(|| base.data_dir()).join("nws").join(FILE_NAME))
+    let base = etcetera::choose_base_strategy().ok()?;
+    Some(base.state_dir().unwrap_or_else(|| base.data_dir()).join("nws"))
 }
 
 /// Reads a secret key, in hex or bech32.
@@ -155,36 +159,24 @@ fn read_or_make(path: &Path) -> Result<Keys, KeyError> {
 }
 
 fn read(path: &Path) -> Result<Keys, KeyError> {
-    let failed = |source| KeyError::File { path: path.to_owned(), source };
-    let file = File::open(path).map_err(failed)?;
-    // The mode of what was opened, which cannot be changed for another file meanwhile.
-    let mode = file.metadata().map_err(failed)?.permissions().mode() & 0o7777;
-    if mode & FORBIDDEN_MODE != 0 {
-        return Err(KeyError::Exposed { path: path.to_owned(), mode });
-    }
-    let mut bytes = Vec::new();
-    file.take(FILE_MAX).read_to_end(&mut bytes).map_err(failed)?;
+    let bytes = private_file::read(path, FILE_MAX).map_err(|error| match error {
+        PrivateFileError::Exposed { path, mode } => KeyError::Exposed { path, mode },
+        PrivateFileError::Io { path, source } => KeyError::File { path, source },
+    })?;
     let text = std::str::from_utf8(&bytes).map_err(|_| NotAKey::Other);
     text.and_then(parse).map_err(|reason| KeyError::Content { path: path.to_owned(), reason })
 }
 
-/// Writes the key beside its place and links it there: it appears whole, and never in the place of another.
+/// Writes the key into a file of its own.
 fn make(path: &Path, keys: &Keys) -> io::Result<()> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    DirBuilder::new().recursive(true).mode(DIRECTORY_MODE).create(directory)?;
-    // tempfile creates with mode 0600.
-    let mut file = tempfile::Builder::new().prefix(".nws-key-").tempfile_in(directory)?;
     let Ok(nsec) = keys.secret_key().to_bech32();
-    writeln!(file, "{nsec}")?;
-    file.as_file().sync_all()?;
-    file.persist_noclobber(path).map_err(|error| error.error)?;
-    // The name of an exit hangs on this file: it should survive a loss of power, too.
-    File::open(directory)?.sync_all()
+    private_file::create(path, format!("{nsec}\n").as_bytes())
 }
 
 #[cfg(test)]
 mod tests {
     use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt;
 
     use super::*;
 

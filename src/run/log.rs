@@ -1,23 +1,82 @@
-//! The log: tracing's events as lines on standard error. Standard output is for what a command answers.
+//! The log: tracing's events as lines on standard error, as JSON there, or as entries of systemd's journal. Standard output
+//! is for what a command answers.
 
+use std::fs::File;
 use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::registry::Registry;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::config::{LogConfig, LogFormat};
 
+/// What the names of our fields begin with in the journal.
+const JOURNAL_PREFIX: &str = "NWS";
+
 /// Starts the log of the process. A log that something else started before stays as it is.
 pub fn start(config: &LogConfig) {
+    let format = match config.format {
+        LogFormat::Auto if goes_to_the_journal() => LogFormat::Journald,
+        LogFormat::Auto => LogFormat::Human,
+        chosen => chosen,
+    };
+    let (layer, failed) = match format {
+        LogFormat::Json => (json(), None),
+        LogFormat::Journald => match tracing_journald::layer() {
+            Ok(journal) => (journal.with_field_prefix(Some(JOURNAL_PREFIX.to_owned())).boxed(), None),
+            Err(error) => (human(), Some(error)),
+        },
+        LogFormat::Human | LogFormat::Auto => (human(), None),
+    };
+    // The only way to fail is a log that is there already, as in tests that run several commands in one process.
+    let _ = tracing_subscriber::registry().with(layer.with_filter(config.filter.to_env_filter())).try_init();
+    if let Some(error) = failed {
+        tracing::warn!(%error, "the journal cannot be written to; logging to standard error");
+    }
+}
+
+type AnyLayer = Box<dyn Layer<Registry> + Send + Sync>;
+
+/// Lines for people.
+fn human() -> AnyLayer {
     // https://no-color.org: set and not empty.
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
-    let colours = io::stderr().is_terminal() && !plain;
-    let builder = tracing_subscriber::fmt()
-        .with_env_filter(config.filter.to_env_filter())
-        .with_writer(io::stderr)
-        .with_ansi(colours)
-        // A log that nobody reads any more must not take the program with it, which complaining about it on the same
-        // closed pipe would do.
-        .log_internal_errors(false);
-    // The only way to fail is a log that is there already, as in tests that run several commands in one process.
-    let _ = match config.format {
-        LogFormat::Human => builder.try_init(),
-    };
+    let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
+    // A log that nobody reads any more must not take the program with it, which complaining about it on the same
+    // closed pipe would do.
+    layer.with_ansi(io::stderr().is_terminal() && !plain).log_internal_errors(false).boxed()
+}
+
+/// One JSON object a line, its fields beside time, level, module and message.
+fn json() -> AnyLayer {
+    let layer = tracing_subscriber::fmt::layer().json().flatten_event(true).with_current_span(false);
+    layer.with_span_list(false).with_writer(io::stderr).log_internal_errors(false).boxed()
+}
+
+/// Whether standard error is connected to the journal (systemd.exec(5), `$JOURNAL_STREAM`): then its fields can be given
+/// to it as such, and time and colours are not wanted.
+fn goes_to_the_journal() -> bool {
+    let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
+    let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from).and_then(|file| file.metadata());
+    stderr.is_ok_and(|stderr| is_stream(&stream, stderr.dev(), stderr.ino()))
+}
+
+/// Whether `$JOURNAL_STREAM` speaks of this file.
+fn is_stream(variable: &str, device: u64, inode: u64) -> bool {
+    variable == format!("{device}:{inode}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_very_stream_that_systemd_names_is_the_journal() {
+        assert!(is_stream("9:42", 9, 42));
+        for other in ["", "9", "9:43", "8:42", "9:42:1", "x:y"] {
+            assert!(!is_stream(other, 9, 42), "{other:?}");
+        }
+    }
 }

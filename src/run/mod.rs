@@ -1,21 +1,32 @@
-//! The commands that stay up, one file each, and what they have in common: the log, the information file for scripts,
+//! The commands that need the network, one file each, and what they have in common: the log, the information file for scripts,
 //! the exit's key, and the way they end. Not here: the command line, which decides what runs (`cli`).
 
+pub mod cert;
+pub mod connect;
 pub mod demo;
 mod direct;
+pub mod doctor;
 pub mod exit;
 pub mod exits;
+pub mod find;
+pub mod forward;
 pub mod info;
 pub mod key;
 pub mod log;
+pub mod names;
+pub mod progress;
 pub mod proxy;
+pub mod qr;
+pub mod reach;
 pub mod relay;
 pub mod reload;
 pub mod shutdown;
+pub mod trust;
 
 use std::io;
 
 use crate::config::ConfigError;
+use crate::tls::TlsError;
 
 use self::info::InfoError;
 use self::key::KeyError;
@@ -39,6 +50,9 @@ pub enum RunError {
     /// The exit has no key that it could use.
     #[error(transparent)]
     Key(#[from] KeyError),
+    /// A certificate or its key cannot be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
     /// Flags and configuration together do not say enough.
     #[error("{0}")]
     Usage(String),
@@ -71,7 +85,7 @@ impl RunError {
     #[must_use]
     pub const fn exit_code(&self) -> u8 {
         match self {
-            Self::Config(_) | Self::Key(_) => EXIT_CONFIG,
+            Self::Config(_) | Self::Key(_) | Self::Tls(_) => EXIT_CONFIG,
             Self::Usage(_) => EXIT_USAGE,
             Self::Info(_) | Self::Listen { .. } | Self::System { .. } | Self::Failed(_) => EXIT_FAILURE,
         }

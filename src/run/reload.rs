@@ -30,7 +30,7 @@ pub fn follow(
         match read() {
             Ok(config) => {
                 apply(&config);
-                tracing::info!("the lists of who may connect were read again");
+                tracing::info!("the configuration was read again");
             }
             Err(error) => tracing::error!(%error, "the configuration is wrong; that of before stays"),
         }

@@ -26,7 +26,7 @@ use crate::error::{Error, ErrorKind};
 use crate::identity::{Identity, Proof};
 use crate::limits::Limits;
 use crate::name::NostrName;
-use crate::relay::{Link, Links, Subscription, Wanted};
+use crate::relay::{Link, Links, Subscription, Upstream, Wanted};
 use crate::stream::{Settings, Side, Tongue};
 
 /// What two streams must have in common to share a session.
@@ -141,6 +141,12 @@ impl Tunnel {
         }
     }
 
+    /// Reaches relays through this proxy, if there is one. To be said before the first stream.
+    #[must_use]
+    pub fn through(self, upstream: Option<Arc<Upstream>>) -> Self {
+        Self { links: Links::through(Arc::clone(&self.limits), upstream), ..self }
+    }
+
     /// Shows this identity to the exits that it is for.
     #[must_use]
     pub fn with_identity(self, identity: Option<Identity>) -> Self {
@@ -213,8 +219,11 @@ impl Tunnel {
             && engine.accepted.is_lately(now, &(name.to_string(), port))
     }
 
-    /// The session that streams to this name belong to.
-    fn id(&self, name: &NostrName, compartment: Compartment) -> Result<SessionId, Error> {
+    /// The relays on which a name is reached: its own, or those for names that carry none.
+    ///
+    /// # Errors
+    /// When there are none of either.
+    pub fn relays_of(&self, name: &NostrName) -> Result<Vec<RelayUrl>, Error> {
         let relays = if name.relays.is_empty() { &self.relays } else { &name.relays };
         if relays.is_empty() {
             return Err(Error::new(
@@ -222,8 +231,12 @@ impl Tunnel {
                 "the name carries no relay, and none is configured: set `relays` in the configuration or use --relay",
             ));
         }
-        let relays = relays.iter().take(self.limits.relays_per_name).cloned().collect();
-        Ok(SessionId { exit: name.public_key, relays, compartment })
+        Ok(relays.iter().take(self.limits.relays_per_name).cloned().collect())
+    }
+
+    /// The session that streams to this name belong to.
+    fn id(&self, name: &NostrName, compartment: Compartment) -> Result<SessionId, Error> {
+        Ok(SessionId { exit: name.public_key, relays: self.relays_of(name)?, compartment })
     }
 
     /// Opens a stream through an exit to another host. No bytes travel with the opening, so that another exit may be
@@ -274,6 +287,12 @@ impl Tunnel {
     #[must_use]
     pub fn speaks_streams(&self, exit: &PublicKey) -> bool {
         self.memory.recall(exit) == Tongue::Streams
+    }
+
+    /// The relays for names that carry none.
+    #[must_use]
+    pub fn relays(&self) -> &[RelayUrl] {
+        &self.relays
     }
 
     /// The link to a relay, which sessions share.

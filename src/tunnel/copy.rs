@@ -46,7 +46,7 @@ where
 }
 
 /// Copies both ways at once until both have ended; says how many bytes went from `left` and from `right`.
-async fn both<L, R>(left: &mut L, right: &mut R) -> io::Result<(u64, u64)>
+pub(crate) async fn both<L, R>(left: &mut L, right: &mut R) -> io::Result<(u64, u64)>
 where
     L: AsyncRead + AsyncWrite + Unpin,
     R: AsyncRead + AsyncWrite + Unpin,

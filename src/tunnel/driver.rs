@@ -354,7 +354,7 @@ impl Driver {
                         session.taken(now, path, packet);
                     }
                 }
-                Notice::Room(_) => {}
+                Notice::Room(_) | Notice::Stored(_) => {}
             }
         }
         self.tell_audience();

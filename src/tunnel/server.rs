@@ -28,7 +28,7 @@ use crate::identity;
 use crate::limits::Limits;
 use crate::message::{Direct, Message};
 use crate::pace::Pace;
-use crate::relay::{Arrival, Attachment, Link, Links, Notice, Subscription, Wanted};
+use crate::relay::{Arrival, Attachment, Link, Links, Notice, Subscription, Upstream, Wanted};
 use crate::stream::{Incoming, PathId, Settings, Side, Tongue};
 
 /// Answers to peers that are not known, in a second at most: each costs a key derivation and a signature.
@@ -218,7 +218,18 @@ impl Acceptor {
     /// Listens for the key on relays. Everything ends when the acceptor is dropped.
     #[must_use]
     pub fn start(keys: Keys, relays: &[RelayUrl], limits: Arc<Limits>) -> Self {
-        let links = Links::new(Arc::clone(&limits));
+        Self::start_through(keys, relays, limits, None)
+    }
+
+    /// The same, with relays that are reached through this proxy, if there is one.
+    #[must_use]
+    pub fn start_through(
+        keys: Keys,
+        relays: &[RelayUrl],
+        limits: Arc<Limits>,
+        upstream: Option<Arc<Upstream>>,
+    ) -> Self {
+        let links = Links::through(Arc::clone(&limits), upstream);
         let links: Vec<Arc<Link>> = relays.iter().map(|url| links.get(url)).collect();
         let (arrivals_tx, arrivals) = mpsc::channel(ARRIVALS_MAX);
         let (notices_tx, notices) = mpsc::unbounded_channel();

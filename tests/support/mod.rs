@@ -6,6 +6,7 @@
 
 pub mod backends;
 pub mod client;
+pub mod command;
 pub mod deployed;
 pub mod faults;
 pub mod shaper;
