@@ -33,6 +33,10 @@ const ANNOUNCE_INTERVAL_MAX: Duration = Duration::from_secs(60 * 60);
 /// Longest text for people in an announcement, in characters: it is shown in a list.
 const TEXT_MAX: usize = 100;
 
+/// What is wrong with a direct connection where a proxy stands before the relays.
+pub(super) const SHOWN: &str =
+    "shows peers this machine's address, which relay_proxy.url is to hide; unset this key or relay_proxy.url";
+
 /// Something impossible.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Finding {
@@ -69,6 +73,7 @@ pub(super) fn check(config: &Config) -> Result<(), Finding> {
             return Err(finding(&[listen], reason));
         }
     }
+    hidden(config)?;
     let relay = &config.relay;
     at_least_one("relay.max_connections", relay.max_connections as u64)?;
     at_least_one("relay.max_subscriptions", relay.max_subscriptions as u64)?;
@@ -80,6 +85,25 @@ pub(super) fn check(config: &Config) -> Result<(), Finding> {
     public(&config.exit.public)?;
     tls(&config.exit)?;
     limits(&config.limits)
+}
+
+/// Relays are reached through a proxy so that nobody learns this machine's address, which a direct connection shows.
+fn hidden(config: &Config) -> Result<(), Finding> {
+    if config.relay_proxy.url.is_none() {
+        return Ok(());
+    }
+    let (proxy, exit) = (&config.proxy, &config.exit);
+    for (key, set) in [
+        ("proxy.public_address", proxy.public_address.is_some()),
+        ("proxy.dial_exits.enabled", proxy.dial_exits.enabled),
+        ("exit.public_address", exit.public_address.is_some()),
+        ("exit.dial_back.enabled", exit.dial_back.enabled),
+    ] {
+        if set {
+            return Err(finding(&[key], SHOWN));
+        }
+    }
+    Ok(())
 }
 
 /// The checks of `[exit.public]`.
@@ -319,5 +343,28 @@ mod tests {
             change(&mut config);
             assert_eq!(check(&config).unwrap_err().keys[0], key);
         }
+    }
+
+    #[test]
+    fn nothing_shows_the_address_that_a_proxy_before_the_relays_hides() {
+        let hidden: Change = |c| c.relay_proxy.url = Some("socks5://127.0.0.1:9050".parse().unwrap());
+        let changes: [(&str, Change); 4] = [
+            ("proxy.public_address", |c| c.proxy.public_address = Some("192.0.2.1:4443".parse().unwrap())),
+            ("proxy.dial_exits.enabled", |c| c.proxy.dial_exits.enabled = true),
+            ("exit.public_address", |c| c.exit.public_address = Some("192.0.2.1:4443".parse().unwrap())),
+            ("exit.dial_back.enabled", |c| c.exit.dial_back.enabled = true),
+        ];
+        for (key, change) in changes {
+            let mut config = Config::default();
+            change(&mut config);
+            assert_eq!(check(&config), Ok(()));
+            hidden(&mut config);
+            let Finding { keys, reason } = check(&config).unwrap_err();
+            assert_eq!(keys, [key]);
+            assert!(reason.contains("relay_proxy.url"), "{reason}");
+        }
+        let mut config = Config::default();
+        hidden(&mut config);
+        assert_eq!(check(&config), Ok(()));
     }
 }

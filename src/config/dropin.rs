@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use nostr::RelayUrl;
 
 use super::address::Target;
+use super::check::SHOWN;
 use super::{ConfigError, Origin, PrivateKey, Settings, Sources, ValueError};
 use crate::name::parse_relay;
 
@@ -78,6 +79,9 @@ impl Settings {
         if self.config.proxy.public_address.is_none()
             && let Some((value, origin)) = variables.get(PUBLIC_ADDRESS)?
         {
+            if self.config.relay_proxy.url.is_some() {
+                return Err(ConfigError::value(origin, "proxy.public_address", SHOWN));
+            }
             self.config.proxy.public_address = Some(target(value, &origin)?);
             self.drop_in.taken.push(origin);
         }

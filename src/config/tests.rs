@@ -80,7 +80,13 @@ fn the_example_uncommented_equals_the_defaults() {
 
 #[test]
 fn the_examples_of_keys_without_default_are_valid() {
-    let config = from_text(&uncommented("#   ")).unwrap();
+    let text = uncommented("#   ");
+    // An address to be reached at and a proxy that hides it are not for one configuration.
+    let without = |key: &str| text.lines().filter(|line| !line.starts_with(key)).collect::<Vec<_>>().join("\n");
+    assert!(from_text(&text).unwrap_err().to_string().contains("relay_proxy.url"));
+    assert!(from_text(&without("public_")).unwrap().relay_proxy.url.is_some());
+    let config = from_text(&without("url = ")).unwrap();
+    assert!(config.proxy.public_address.is_some() && config.exit.public_listen.is_some());
     assert_eq!(config.exit.service.len(), 3);
     assert!(config.exit.tls.certificate.is_some() && config.proxy.trust.directory.is_some());
     assert!(config.exit.key_file.is_some() && config.exit.target.is_some() && config.relay.info_file.is_some());

@@ -65,6 +65,18 @@ fn a_proxy_takes_the_relays_and_leaves_what_is_for_an_exit() {
 }
 
 #[test]
+fn an_address_that_a_proxy_before_the_relays_hides_is_not_taken() {
+    let hidden = [("NWS_RELAY_PROXY__URL", "socks5://127.0.0.1:9050")];
+    let error = proxy(&Sources::none().variables(ALL).variables(hidden)).unwrap_err().to_string();
+    assert!(
+        [PUBLIC_ADDRESS, "proxy.public_address", "relay_proxy.url"].iter().all(|part| error.contains(part)),
+        "{error}"
+    );
+    // An exit has no use for it.
+    exit(&Sources::none().variables(ALL).variables(hidden)).unwrap();
+}
+
+#[test]
 fn our_own_settings_are_stronger_each_for_itself() {
     let own = [("NWS_RELAYS", r#"["ws://own"]"#), (PRIVATE_KEY_VARIABLE, "own"), ("NWS_EXIT__TARGET", "own:1")];
     let settings = exit(&Sources::none().variables(ALL).variables(own)).unwrap();
