@@ -11,6 +11,7 @@ use std::time::Duration;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -22,6 +23,19 @@ const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// Addresses of one name that are tried at most; a name may have hundreds.
 const ADDRESSES_MAX: usize = 16;
+
+/// A client that ends its direction and then exits looks like one that still listens; only a probe tells. The kernel
+/// of a vanished client answers the first one with a reset, and its stream is freed.
+const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
+/// Time between two probes; a machine that is gone altogether is given up after the system's count of them.
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
+
+/// Sets the options that every TCP connection of a stream has; failing to set one is harmless.
+pub fn prepare(stream: &TcpStream) {
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY);
+    let _ = stream.set_nodelay(true);
+    let _ = SockRef::from(stream).set_tcp_keepalive(&keepalive);
+}
 
 /// The network as it is seen from here; tests put another one in its place.
 pub trait Network: fmt::Debug + Send + Sync + 'static {

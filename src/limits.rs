@@ -85,6 +85,18 @@ pub struct Limits {
     /// Largest difference between a `CONNECT`'s time stamp and now.
     #[serde(with = "humantime_serde")]
     pub message_age: Duration,
+    /// Longest time until a connection beside the relays stands, and an old exit has connected back.
+    #[serde(with = "humantime_serde")]
+    pub direct_timeout: Duration,
+    /// What could not be reached beside the relays is not tried again for so long.
+    #[serde(with = "humantime_serde")]
+    pub direct_pause: Duration,
+    /// Most connections that are waited for at a public address, each for one stream and at most 30 s.
+    pub direct_waiting: usize,
+    /// Most connections to a public address that have proved nothing yet.
+    pub direct_strangers: usize,
+    /// Most addresses of peers that are dialled in a second, and at once.
+    pub direct_dials_per_second: u32,
     /// Largest event for a relay that does not say its limit (NIP-11).
     pub event_max: ByteSize,
     /// Most bytes to and from each relay in an hour, so that one can be a good guest; 0 is no limit.
@@ -138,6 +150,11 @@ impl Default for Limits {
             session_lifetime: Duration::from_secs(600),
             session_idle: Duration::from_secs(300),
             message_age: Duration::from_secs(300),
+            direct_timeout: Duration::from_secs(3),
+            direct_pause: Duration::from_secs(300),
+            direct_waiting: 1_000,
+            direct_strangers: 256,
+            direct_dials_per_second: 50,
             event_max: ByteSize::b(65_536),
             relay_bytes_per_hour: ByteSize::b(0),
             relay_connect_timeout: Duration::from_secs(10),

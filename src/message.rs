@@ -17,6 +17,10 @@ use uuid::Uuid;
 
 use crate::error::Error;
 
+mod direct;
+
+pub use self::direct::{Direct, Failed, Offer, SECRET_LEN};
+
 /// The version of reliable streams that this program speaks (member `nws`).
 pub const VERSION: u32 = 1;
 
@@ -115,6 +119,8 @@ pub struct Message {
     pub reason: Option<String>,
     /// Client authorization: a signed event, kept as the JSON text that it came as.
     pub auth: Option<String>,
+    /// About a connection beside the relays.
+    pub direct: Option<Box<Direct>>,
 }
 
 /// Why a plaintext is not a message.
@@ -173,6 +179,8 @@ struct Wire<'a> {
     reason: Option<String>,
     #[serde(borrow, default)]
     auth: Option<&'a RawValue>,
+    #[serde(default)]
+    direct: Option<Box<Direct>>,
 }
 
 /// A string that borrows from the JSON: serde would copy the text of a bare `Option<Cow<str>>`.
@@ -212,6 +220,7 @@ impl Wire<'_> {
             code: wire.code.filter(|text| !text.is_empty()),
             reason: wire.reason.filter(|text| !text.is_empty()),
             auth: wire.auth.map(|raw| raw.get().to_owned()),
+            direct: wire.direct,
         })
     }
 }
@@ -417,6 +426,11 @@ impl Message {
         if let Some(auth) = &self.auth {
             out.text(",\"auth\":");
             out.text(auth);
+        }
+        // Text and numbers always become JSON.
+        if let Some(direct) = self.direct.as_ref().and_then(|direct| serde_json::to_string(direct).ok()) {
+            out.text(",\"direct\":");
+            out.text(&direct);
         }
         out.text("}");
     }

@@ -5,8 +5,8 @@
 
 use bytes::Bytes;
 use nws::message::{
-    BATCH_MESSAGES, Message, MessageError, SACK_RANGES, Type, data_beside_that_fits, data_that_fits, decode,
-    encoded_len,
+    BATCH_MESSAGES, Direct, Failed, Message, MessageError, Offer, SACK_RANGES, Type, data_beside_that_fits,
+    data_that_fits, decode, encoded_len,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -65,19 +65,27 @@ fn auth() -> impl Strategy<Value = Option<String>> {
     option::of(proptest::sample::select(events.map(str::to_owned).to_vec()))
 }
 
+fn direct() -> impl Strategy<Value = Option<Box<Direct>>> {
+    let offer = (some_text(), any::<[u8; 32]>(), any::<[u8; 32]>())
+        .prop_map(|(address, token, fingerprint)| Some(Offer { address: address?, token, fingerprint }));
+    let failed = option::of(proptest::sample::select(vec![Failed::Denied, Failed::Overloaded, Failed::Unreachable]));
+    let direct = (offer, any::<bool>(), failed).prop_map(|(offer, dials, failed)| Direct { offer, dials, failed });
+    option::of(direct.prop_map(Box::new))
+}
+
 prop_compose! {
     fn message()(
         (key, kind, data) in (any::<u128>(), kind(), vec(any::<u8>(), 0..200)),
         (destination, entry_public_address, code, reason) in (some_text(), some_text(), some_text(), some_text()),
         (port, nws, off, ack, max) in (option::of(any::<u16>()), option::of(any::<u32>()), option::of(number()), option::of(number()), option::of(number())),
         (fin, probe, beside, raw) in (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>()),
-        (sack, auth) in (sack(), auth()),
+        (sack, auth, direct) in (sack(), auth(), direct()),
     ) -> Message {
         // Without data there is nothing to travel beside.
         let beside = beside && !data.is_empty();
         Message {
             key: Uuid::from_u128(key), kind, data: data.into(), destination, port, entry_public_address,
-            nws, off, fin, ack, sack, max, probe, code, reason, auth, beside, raw,
+            nws, off, fin, ack, sack, max, probe, code, reason, auth, beside, raw, direct,
         }
     }
 }
@@ -188,11 +196,13 @@ fn every_member_stands_where_the_protocol_says() {
         code: Some("c".into()),
         reason: Some("\"r\"".into()),
         auth: Some("{\"id\":1}".into()),
+        direct: Some(Box::new(Direct { dials: true, ..Direct::default() })),
     };
     let expected = concat!(
         r#"{"key":"3b1f09a8-2b10-4daa-880c-2a392e781f09","type":"CONNECT","data":"aGk=","destination":"a:1","#,
         r#""entryPublicAddress":"b:2","port":1,"nws":1,"raw":true,"off":0,"fin":true,"ack":3,"sack":[[7,9],[4,5]],"#,
-        r#""max":18446744073709551615,"probe":true,"code":"c","reason":"\"r\"","auth":{"id":1}}"#,
+        r#""max":18446744073709551615,"probe":true,"code":"c","reason":"\"r\"","auth":{"id":1},"#,
+        r#""direct":{"dials":true}}"#,
     );
     assert_eq!(encode(std::slice::from_ref(&message)), expected);
     assert_eq!(one(expected), message);
@@ -229,6 +239,7 @@ fn null_members_are_missing_ones() {
         "code",
         "reason",
         "auth",
+        "direct",
     ];
     let nulls: String = names.iter().map(|name| format!(r#","{name}":null"#)).collect();
     assert_eq!(with(&nulls), with(""));

@@ -80,7 +80,7 @@ fn wrong_configuration_is_exit_code_78_and_names_file_key_and_reason() {
     assert_eq!(
         stderr(&output),
         format!(
-            "nws: {}: proxy.lissen: unknown key; known here: listen, optimistic, isolate_destinations, exit, exclude, lookup_relays, rule, identity, identity_for, trust, info_file\n",
+            "nws: {}: proxy.lissen: unknown key; known here: listen, optimistic, isolate_destinations, exit, exclude, lookup_relays, rule, identity, identity_for, public_address, public_listen, direct_plaintext, dial_exits, trust, info_file\n",
             path.display()
         )
     );

@@ -41,6 +41,9 @@ const POOL_PREFIX_MIN: u8 = 10;
 
 /// Longest one: it leaves six addresses.
 const POOL_PREFIX_MAX: u8 = 29;
+/// What is wrong with a direct connection where a proxy stands before the relays.
+pub(super) const SHOWN: &str =
+    "shows peers this machine's address, which relay_proxy.url is to hide; unset this key or relay_proxy.url";
 
 /// Something impossible.
 #[derive(Debug, PartialEq, Eq)]
@@ -68,6 +71,17 @@ pub(super) fn check(config: &Config) -> Result<(), Finding> {
         }
         _ => {}
     }
+    let waiting = [
+        ("proxy.public_listen", "proxy.public_address", &config.proxy.public_listen, &config.proxy.public_address),
+        ("exit.public_listen", "exit.public_address", &config.exit.public_listen, &config.exit.public_address),
+    ];
+    for (listen, address, at, told) in waiting {
+        if at.is_some() && told.is_none() {
+            let reason = format!("listens where nobody comes: set {address} to where peers reach it, too");
+            return Err(finding(&[listen], reason));
+        }
+    }
+    hidden(config)?;
     let relay = &config.relay;
     at_least_one("relay.max_connections", relay.max_connections as u64)?;
     at_least_one("relay.max_subscriptions", relay.max_subscriptions as u64)?;
@@ -80,6 +94,25 @@ pub(super) fn check(config: &Config) -> Result<(), Finding> {
     dns(&config.dns)?;
     tls(&config.exit)?;
     limits(&config.limits)
+}
+
+/// Relays are reached through a proxy so that nobody learns this machine's address, which a direct connection shows.
+fn hidden(config: &Config) -> Result<(), Finding> {
+    if config.relay_proxy.url.is_none() {
+        return Ok(());
+    }
+    let (proxy, exit) = (&config.proxy, &config.exit);
+    for (key, set) in [
+        ("proxy.public_address", proxy.public_address.is_some()),
+        ("proxy.dial_exits.enabled", proxy.dial_exits.enabled),
+        ("exit.public_address", exit.public_address.is_some()),
+        ("exit.dial_back.enabled", exit.dial_back.enabled),
+    ] {
+        if set {
+            return Err(finding(&[key], SHOWN));
+        }
+    }
+    Ok(())
 }
 
 /// The checks of `[exit.public]`.
@@ -185,6 +218,11 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         session_lifetime,
         session_idle,
         message_age,
+        direct_timeout,
+        direct_pause,
+        direct_waiting,
+        direct_strangers,
+        direct_dials_per_second,
         event_max,
         relay_bytes_per_hour,
         relay_connect_timeout,
@@ -200,6 +238,7 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         ("limits.old_idle_timeout", old_idle_timeout),
         ("limits.idle_probe_after", idle_probe_after),
         ("limits.message_age", message_age),
+        ("limits.direct_timeout", direct_timeout),
         ("limits.relay_connect_timeout", relay_connect_timeout),
         ("limits.relay_ping_after", relay_ping_after),
         ("limits.relay_ping_timeout", relay_ping_timeout),
@@ -215,6 +254,7 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
     not_too_long("limits.session_idle", *session_idle)?;
     not_too_long("limits.stream_idle", *stream_idle)?;
     not_too_long("limits.session_lifetime", *session_lifetime)?;
+    not_too_long("limits.direct_pause", *direct_pause)?;
 
     for (key, count) in [
         ("limits.path_events_max", *path_events_max as u64),
@@ -232,6 +272,9 @@ fn limits(limits: &Limits) -> Result<(), Finding> {
         ("limits.client_streams_per_second", u64::from(*client_streams_per_second)),
         ("limits.proxy_streams_per_second", u64::from(*proxy_streams_per_second)),
         ("limits.proxy_sessions", *proxy_sessions as u64),
+        ("limits.direct_waiting", *direct_waiting as u64),
+        ("limits.direct_strangers", *direct_strangers as u64),
+        ("limits.direct_dials_per_second", u64::from(*direct_dials_per_second)),
     ] {
         at_least_one(key, count)?;
     }
@@ -344,5 +387,28 @@ mod tests {
             change(&mut config);
             assert_eq!(check(&config).unwrap_err().keys[0], key);
         }
+    }
+
+    #[test]
+    fn nothing_shows_the_address_that_a_proxy_before_the_relays_hides() {
+        let hidden: Change = |c| c.relay_proxy.url = Some("socks5://127.0.0.1:9050".parse().unwrap());
+        let changes: [(&str, Change); 4] = [
+            ("proxy.public_address", |c| c.proxy.public_address = Some("192.0.2.1:4443".parse().unwrap())),
+            ("proxy.dial_exits.enabled", |c| c.proxy.dial_exits.enabled = true),
+            ("exit.public_address", |c| c.exit.public_address = Some("192.0.2.1:4443".parse().unwrap())),
+            ("exit.dial_back.enabled", |c| c.exit.dial_back.enabled = true),
+        ];
+        for (key, change) in changes {
+            let mut config = Config::default();
+            change(&mut config);
+            assert_eq!(check(&config), Ok(()));
+            hidden(&mut config);
+            let Finding { keys, reason } = check(&config).unwrap_err();
+            assert_eq!(keys, [key]);
+            assert!(reason.contains("relay_proxy.url"), "{reason}");
+        }
+        let mut config = Config::default();
+        hidden(&mut config);
+        assert_eq!(check(&config), Ok(()));
     }
 }

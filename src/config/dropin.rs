@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use nostr::RelayUrl;
 
 use super::address::Target;
+use super::check::SHOWN;
 use super::{ConfigError, Origin, PrivateKey, Settings, Sources, ValueError};
 use crate::name::parse_relay;
 
@@ -44,8 +45,6 @@ pub struct DropIn {
     pub taken: Vec<Origin>,
     /// A value of `PUBLIC` that says neither yes nor no, and so nothing: the variable may be some other program's.
     pub public_unclear: bool,
-    /// Where exits are to connect back to (`PUBLIC_ADDRESS`), as it was written; they cannot yet.
-    pub public_address: Option<String>,
 }
 
 impl DropIn {
@@ -58,9 +57,6 @@ impl DropIn {
         }
         if self.public_unclear {
             tracing::warn!("{PUBLIC} has no effect: write true for a public exit, or use --public");
-        }
-        if self.public_address.is_some() {
-            tracing::warn!("{PUBLIC_ADDRESS} has no effect: connections back to a proxy are not supported yet");
         }
     }
 }
@@ -80,7 +76,15 @@ impl Settings {
         let open = self.config.relays.is_empty();
         let variables = Variables::read(sources, open)?;
         self.fill_relays(&variables, open)?;
-        self.drop_in.public_address = variables.get(PUBLIC_ADDRESS)?.map(|(value, _)| value.to_owned());
+        if self.config.proxy.public_address.is_none()
+            && let Some((value, origin)) = variables.get(PUBLIC_ADDRESS)?
+        {
+            if self.config.relay_proxy.url.is_some() {
+                return Err(ConfigError::value(origin, "proxy.public_address", SHOWN));
+            }
+            self.config.proxy.public_address = Some(target(value, &origin)?);
+            self.drop_in.taken.push(origin);
+        }
         Ok(())
     }
 

@@ -7,6 +7,7 @@
 mod address;
 pub mod book;
 mod check;
+mod direct;
 mod dns;
 mod dropin;
 mod error;
@@ -23,6 +24,7 @@ use bytesize::ByteSize;
 use nostr::RelayUrl;
 use serde::{Deserialize, Serialize};
 
+use crate::direct::Plaintext;
 use crate::exit::{AllowList, Rule as ExitRule};
 use crate::limits::Limits;
 use crate::name::Aliases;
@@ -31,6 +33,7 @@ use crate::proxy::exits::{ExitName, Exits, Rule as ProxyRule};
 use crate::relay::Upstream;
 
 pub use self::address::{ListenAddr, Target};
+pub use self::direct::{DialConfig, Range};
 pub use self::dns::{DnsConfig, NameServer, TransparentConfig};
 pub use self::dropin::DropIn;
 pub use self::error::{ConfigError, Origin, ValueError};
@@ -116,6 +119,14 @@ pub struct ProxyConfig {
     pub identity: Option<PathBuf>,
     /// The exits that it is shown to.
     pub identity_for: Vec<ExitName>,
+    /// Where exits reach this proxy beside the relays.
+    pub public_address: Option<Target>,
+    /// Where it listens for that; without it on the same port of all addresses.
+    pub public_listen: Option<ListenAddr>,
+    /// When old exits may be asked for a connection in clear.
+    pub direct_plaintext: Plaintext,
+    /// Which addresses that exits offer are dialled.
+    pub dial_exits: DialConfig,
     /// The authority of this machine, for `https://….nostr` in browsers.
     pub trust: TrustConfig,
     /// File for scripts, written when the proxy is ready.
@@ -134,6 +145,10 @@ impl Default for ProxyConfig {
             rule: Vec::new(),
             identity: None,
             identity_for: Vec::new(),
+            public_address: None,
+            public_listen: None,
+            direct_plaintext: Plaintext::default(),
+            dial_exits: DialConfig::default(),
             trust: TrustConfig::default(),
             info_file: None,
         }
@@ -160,6 +175,14 @@ pub struct ExitConfig {
     pub public: PublicConfig,
     /// What a public exit connects to, before its defaults.
     pub rule: Vec<ExitRule>,
+    /// Where proxies reach this exit beside the relays; they are told.
+    pub public_address: Option<Target>,
+    /// Where it listens for that; without it on the same port of all addresses.
+    pub public_listen: Option<ListenAddr>,
+    /// When old entries are connected to in clear.
+    pub direct_plaintext: Plaintext,
+    /// Which addresses that proxies offer are dialled.
+    pub dial_back: DialConfig,
     /// The certificate of services with TLS.
     pub tls: ExitTlsConfig,
     /// File for scripts, written when the exit is ready.

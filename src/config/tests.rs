@@ -80,7 +80,13 @@ fn the_example_uncommented_equals_the_defaults() {
 
 #[test]
 fn the_examples_of_keys_without_default_are_valid() {
-    let config = from_text(&uncommented("#   ")).unwrap();
+    let text = uncommented("#   ");
+    // An address to be reached at and a proxy that hides it are not for one configuration.
+    let without = |key: &str| text.lines().filter(|line| !line.starts_with(key)).collect::<Vec<_>>().join("\n");
+    assert!(from_text(&text).unwrap_err().to_string().contains("relay_proxy.url"));
+    assert!(from_text(&without("public_")).unwrap().relay_proxy.url.is_some());
+    let config = from_text(&without("url = ")).unwrap();
+    assert!(config.proxy.public_address.is_some() && config.exit.public_listen.is_some());
     assert_eq!(config.exit.service.len(), 3);
     assert!(config.exit.tls.certificate.is_some() && config.proxy.trust.directory.is_some());
     assert!(config.exit.key_file.is_some() && config.exit.target.is_some() && config.relay.info_file.is_some());
@@ -186,7 +192,7 @@ fn mistakes_in_a_file_name_the_file_the_key_and_the_reason() {
         (
             "[proxy]\nlisten_on = []",
             "proxy.listen_on",
-            "unknown key; known here: listen, optimistic, isolate_destinations, exit, exclude, lookup_relays, rule, identity, identity_for, trust, info_file",
+            "unknown key; known here: listen, optimistic, isolate_destinations, exit, exclude, lookup_relays, rule, identity, identity_for, public_address, public_listen, direct_plaintext, dial_exits, trust, info_file",
         ),
         ("colour = 'red'", "colour", "unknown key"),
         ("private_key = 'x'", "private_key", "unknown key"),
@@ -222,6 +228,12 @@ fn mistakes_in_a_file_name_the_file_the_key_and_the_reason() {
         ("[[exit.rule]]\nto = '*'\nports = [0]\naction = 'accept'", "exit.rule.0.ports", "neither a port"),
         ("[[exit.rule]]\nto = '*'\nports = []\naction = 'accept'", "exit.rule.0.ports", "is empty"),
         ("[[exit.rule]]\nto = '*'\naction = 'allow'", "exit.rule.0.action", "not one of: accept, reject"),
+        ("[proxy]\npublic_address = '192.0.2.1'", "proxy.public_address", "has no port"),
+        ("[proxy]\npublic_listen = '0.0.0.0:1'", "proxy.public_listen", "set proxy.public_address"),
+        ("[proxy]\ndirect_plaintext = 'yes'", "proxy.direct_plaintext", "not one of: never, tls-only, always"),
+        ("[exit.dial_back]\nprivate = ['*']", "exit.dial_back.private.0", "is no address and no range"),
+        ("[exit.dial_back]\nfamilies = 'v4'", "exit.dial_back.families", "not one of: any, ipv4, ipv6"),
+        ("[limits]\ndirect_timeout = '0s'", "limits.direct_timeout", "is zero"),
         ("[exit.tls]\nkey = 'k'", "exit.tls.key", "set exit.tls.certificate, too"),
         ("[exit.tls]\nalpn = ['']", "exit.tls.alpn", "empty or too long"),
         ("[exit.service]\n80 = { target = 'a:1', tls = 0 }", "exit.service.80.tls", "port 0"),

@@ -3,12 +3,14 @@
 
 pub mod access;
 mod dial;
+mod direct;
 pub mod policy;
 mod service;
 mod terminator;
 
 pub use access::{Access, AllowList};
 pub use dial::Dialer;
+pub use direct::DirectPaths;
 pub use policy::{Action, Policy, Rule};
 pub use service::{Exit, Services};
 pub use terminator::Terminator;

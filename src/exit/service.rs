@@ -7,7 +7,6 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use futures_util::future::BoxFuture;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::{Semaphore, watch};
@@ -17,6 +16,7 @@ use tracing::{Instrument, debug, debug_span, warn};
 
 use super::access::{Access, check};
 use super::dial::Dialer;
+use super::direct::{DirectPaths, serve_reverse};
 use super::policy::Policy;
 use super::terminator::Terminator;
 use crate::destination::{Destination, Host, split_port};
@@ -58,13 +58,13 @@ impl Services {
     }
 
     /// Whether a destination without a port does not tell which service is meant.
-    fn is_ambiguous(&self, port: Option<u16>) -> bool {
+    pub(super) fn is_ambiguous(&self, port: Option<u16>) -> bool {
         let offers_any = self.default.is_some() || !self.by_port.is_empty();
         port.is_none() && offers_any && self.only().is_none()
     }
 
     /// The port of the service that is meant, if one is.
-    fn port_of(&self, port: Option<u16>) -> Option<u16> {
+    pub(super) fn port_of(&self, port: Option<u16>) -> Option<u16> {
         match port {
             Some(port) => self.by_port.contains_key(&port).then_some(port),
             None if self.default.is_none() && self.by_port.len() == 1 => self.by_port.keys().next().copied(),
@@ -84,7 +84,7 @@ impl Services {
 
 /// What a client asks an exit for.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Asked {
+pub(super) enum Asked {
     /// A service of the exit's own, by its port if that was said.
     Service(Option<u16>),
     /// Another host.
@@ -94,7 +94,7 @@ enum Asked {
 impl Asked {
     /// Reads a destination as a client wrote it, and its port where that was said apart. Services are meant by a `.nostr`
     /// name, whichever it is (a client may know this exit by several), by a name without a dot, or by none.
-    fn read(destination: Option<&str>, port: Option<u16>) -> Result<Self, Error> {
+    pub(super) fn read(destination: Option<&str>, port: Option<u16>) -> Result<Self, Error> {
         let Some(text) = destination else { return Ok(Self::Service(port)) };
         let (host, named) = split_port(text)
             .map_err(|_| Error::new(ErrorKind::Protocol, "the port of the destination is no number"))?;
@@ -115,7 +115,7 @@ pub struct Exit(Arc<Offered>);
 
 /// What is behind an exit.
 #[derive(Debug)]
-struct Offered {
+pub(super) struct Offered {
     services: watch::Sender<Arc<Services>>,
     /// What connects to other hosts, at a public exit.
     public: watch::Sender<Option<Arc<Dialer>>>,
@@ -126,7 +126,8 @@ struct Offered {
     slots: Arc<Semaphore>,
     /// Streams that were refused for want of a slot.
     turned_away: AtomicU64,
-    limits: Arc<Limits>,
+    direct: OnceLock<Arc<DirectPaths>>,
+    pub(super) limits: Arc<Limits>,
 }
 
 impl Exit {
@@ -145,10 +146,18 @@ impl Exit {
             public: watch::Sender::new(dialer.map(Arc::new)),
             access: watch::Sender::default(),
             terminator: OnceLock::new(),
+            direct: OnceLock::new(),
             slots,
             turned_away: AtomicU64::new(0),
             limits,
         }))
+    }
+
+    /// Takes streams off the relays where there is a way; only the first call counts.
+    #[must_use]
+    pub fn with_direct(self, direct: Arc<DirectPaths>) -> Self {
+        self.0.direct.get_or_init(|| direct);
+        self
     }
 
     /// From now on this ends TLS on its ports; a second one is not heeded.
@@ -210,6 +219,16 @@ impl Exit {
 }
 
 impl Offered {
+    /// The services at the moment.
+    pub(super) fn services(&self) -> Arc<Services> {
+        Arc::clone(&self.services.borrow())
+    }
+
+    /// The ways beside the relays.
+    pub(super) fn direct(&self) -> &DirectPaths {
+        self.direct.get_or_init(Arc::default)
+    }
+
     /// Refuses a stream for which there is no slot.
     fn turn_away(&self, offer: Offer) {
         let count = self.turned_away.fetch_add(1, Ordering::Relaxed) + 1;
@@ -221,14 +240,24 @@ impl Offered {
 }
 
 async fn serve(offered: &Offered, offer: Offer) {
+    if offer.reverse().is_some() {
+        return serve_reverse(offered, offer).await;
+    }
     match connect(offered, &offer).await {
         Ok((service, port)) => {
             let service = Socket::new(service);
-            if let Some(stream) = offer.accept() {
+            let said = offer.direct().cloned();
+            if let Some((stream, mover)) = offer.accept() {
                 let activity = stream.activity();
-                let terminator = offered.terminator.get().filter(|tls| port.is_some_and(|port| tls.serves(port)));
+                let moving = async {
+                    match &said {
+                        Some(said) => offered.direct().follow(&mover, said).await,
+                        None => std::future::pending().await,
+                    }
+                };
                 tokio::select! {
-                    () = join(offered, &service, stream, terminator) => {}
+                    () = join(offered, &service, stream, port) => {}
+                    () = moving => {}
                     () = activity.ceases_for(offered.limits.stream_idle) => {
                         debug!("nothing has passed for limits.stream_idle");
                         service.end_with_reset();
@@ -243,11 +272,18 @@ async fn serve(offered: &Offered, offer: Offer) {
     }
 }
 
+/// Where a client that may goes.
+pub(super) enum Target {
+    Service(String),
+    Elsewhere(Arc<Dialer>, Destination),
+}
+
 /// Joins a stream to its service, in TLS if that ends here.
-async fn join<S>(offered: &Offered, service: &Socket, stream: S, terminator: Option<&Terminator>)
+pub(super) async fn join<S>(offered: &Offered, service: &Socket, stream: S, port: Option<u16>)
 where
     S: AsyncRead + AsyncWrite + Unpin,
 {
+    let terminator = offered.terminator.get().filter(|tls| port.is_some_and(|port| tls.serves(port)));
     let Some(terminator) = terminator else { return copy(service.clone(), stream, service).await };
     match tokio::time::timeout(offered.limits.handshake_timeout, terminator.accept(stream)).await {
         Ok(Ok(stream)) => copy(service.clone(), stream, service).await,
@@ -258,35 +294,59 @@ where
 
 /// Connects to what the client asks for; says which service that is, by its port.
 async fn connect(offered: &Offered, offer: &Offer) -> Result<(TcpStream, Option<u16>), Error> {
-    let services = Arc::clone(&offered.services.borrow());
-    let access = Arc::clone(&offered.access.borrow());
-    let public = offered.public.borrow().clone();
-    let limits = &offered.limits;
-    let mut service_port = None;
-    let dial: BoxFuture<'_, Result<TcpStream, Error>> = match (Asked::read(offer.destination(), offer.port())?, &public)
+    let mut asked = Asked::read(offer.destination(), offer.port())?;
+    if let Asked::Service(port) = &mut asked
+        && offered.services().is_ambiguous(*port)
     {
-        (Asked::Service(port), _) => {
-            let port = if services.is_ambiguous(port) { Some(told_port(limits, offer).await?) } else { port };
-            service_port = services.port_of(port);
-            check(access.of_service(service_port), offer)?;
-            Box::pin(dial_service(services.find(port)?, limits.dial_timeout))
-        }
-        (Asked::Elsewhere(destination), Some(dialer)) => {
-            check(access.public.as_ref(), offer)?;
-            Box::pin(async move { dialer.connect(&destination, limits.dial_timeout).await })
-        }
-        (Asked::Elsewhere(_), None) => {
-            let reason = "this exit offers its own services only, under its .nostr name; it is not a public one";
-            return Err(Error::new(ErrorKind::Denied, reason));
-        }
-    };
-    let mut dial = dial;
+        *port = Some(told_port(&offered.limits, offer).await?);
+    }
+    let service_port = service_port(offered, &asked);
+    let target = target(offered, offer, &asked)?;
+    let dial = dial(offered, &target);
+    tokio::pin!(dial);
     tokio::select! {
         biased;
         connected = &mut dial => return Ok((connected?, service_port)),
         () = tokio::time::sleep(HEARD_AFTER) => offer.heard(),
     }
     Ok((dial.await?, service_port))
+}
+
+/// The port of the service that is asked for, if it is one.
+pub(super) fn service_port(offered: &Offered, asked: &Asked) -> Option<u16> {
+    match asked {
+        Asked::Service(port) => offered.services().port_of(*port),
+        Asked::Elsewhere(_) => None,
+    }
+}
+
+/// What a client is led to, if it may.
+pub(super) fn target(offered: &Offered, offer: &Offer, asked: &Asked) -> Result<Target, Error> {
+    let (services, access) = (offered.services(), Arc::clone(&offered.access.borrow()));
+    let public = offered.public.borrow().clone();
+    match (asked, public) {
+        (Asked::Service(port), _) => {
+            check(access.of_service(services.port_of(*port)), offer)?;
+            Ok(Target::Service(services.find(*port)?.to_owned()))
+        }
+        (Asked::Elsewhere(destination), Some(dialer)) => {
+            check(access.public.as_ref(), offer)?;
+            Ok(Target::Elsewhere(dialer, destination.clone()))
+        }
+        (Asked::Elsewhere(_), None) => {
+            let reason = "this exit offers its own services only, under its .nostr name; it is not a public one";
+            Err(Error::new(ErrorKind::Denied, reason))
+        }
+    }
+}
+
+/// Connects there.
+pub(super) async fn dial(offered: &Offered, target: &Target) -> Result<TcpStream, Error> {
+    let limit = offered.limits.dial_timeout;
+    match target {
+        Target::Service(target) => dial_service(target, limit).await,
+        Target::Elsewhere(dialer, destination) => dialer.connect(destination, limit).await,
+    }
 }
 
 async fn dial_service(target: &str, limit: Duration) -> Result<TcpStream, Error> {
@@ -304,7 +364,7 @@ async fn told_port(limits: &Limits, offer: &Offer) -> Result<u16, Error> {
 }
 
 /// What a client that names no port wants, by its first bytes: a TLS ClientHello goes to 443, all else to 80.
-fn guess_port(first: &[u8]) -> u16 {
+pub(super) fn guess_port(first: &[u8]) -> u16 {
     const TLS_HANDSHAKE: u8 = 22;
     if first.first() == Some(&TLS_HANDSHAKE) { 443 } else { 80 }
 }

@@ -90,7 +90,7 @@ async fn examine(settings: Settings, name: Option<String>) -> Result<(), RunErro
     findings.line("configuration", &Ok(checked(&settings)), "");
     let config = settings.config;
     let limits = Arc::new(config.limits.clone());
-    let (tunnel, router, _) = start_router(&config, &limits)?;
+    let (tunnel, router, _) = start_router(&config, &limits, None)?;
     let exit = name.map(|name| {
         let (host, port) =
             split_port(&name).map_err(|_| RunError::Usage(format!("{name:?} has no number for its port")))?;

@@ -13,8 +13,11 @@ use super::info::Info;
 use super::shutdown::Shutdown;
 use super::{RunError, manager, qr, reload};
 use crate::config::{Config, ExitConfig, ExitTlsConfig, PublicConfig, Service, TlsPort};
+use crate::dial::SystemNetwork;
+use crate::direct::Reach;
 use crate::directory::{Announcer, Profile};
-use crate::exit::{Access, Dialer, Exit, Policy, Services, Terminator};
+use crate::exit::{Access, Dialer, DirectPaths, Exit, Policy, Services, Terminator};
+use crate::limits::Limits;
 use crate::name::NostrName;
 use crate::tls::certificate::seconds;
 use crate::tls::{Fingerprint, Kept, Publisher, Source};
@@ -45,6 +48,7 @@ pub async fn run(
         tracing::warn!("this exit is public: whoever finds it reaches the internet with this machine's address");
     }
     let limits = Arc::new(config.limits);
+    let direct = direct(&config.exit, &limits, &shutdown).await?;
     let name = NostrName::new(keys.public_key(), relays.clone());
     let tls = certificate(&config.exit, &name, &with_tls)?;
     let upstream = config.relay_proxy.upstream();
@@ -61,7 +65,7 @@ pub async fn run(
     info.npub = Some(name.npub());
     info.relays = Some(relays);
     let _info = info.write_if(config.exit.info_file.as_deref())?;
-    let exit = Exit::public(services, policy.clone().map(Dialer::new), limits);
+    let exit = Exit::public(services, policy.clone().map(Dialer::new), limits).with_direct(direct);
     let publishing = start_tls(tls, with_tls, &config.exit, &exit, &keys, &acceptor, &shutdown)?;
     let ports = watch::Sender::new(policy.as_ref().map_or_else(|| Policy::default().open_ports(), Policy::open_ports));
     let announcing = policy.as_ref().map(|_| {
@@ -124,6 +128,18 @@ pub async fn run(
     }
     acceptor.close().await;
     Ok(())
+}
+
+/// The ways beside the relays.
+async fn direct(config: &ExitConfig, limits: &Limits, shutdown: &Shutdown) -> Result<Arc<DirectPaths>, RunError> {
+    let (address, listen) = (config.public_address.as_ref(), config.public_listen.as_ref());
+    let rendezvous = super::direct::listen(address, listen, limits, shutdown).await?;
+    let reach = config.dial_back.clone().reachable();
+    let reach = reach.map(|reachable| Reach::new(reachable, Arc::new(SystemNetwork), limits));
+    if rendezvous.is_some() || reach.is_some() {
+        tracing::warn!("clients of this exit can learn its address (exit.dial_back, exit.public_address)");
+    }
+    Ok(Arc::new(DirectPaths { reach, plaintext: config.direct_plaintext, rendezvous }))
 }
 
 /// The services, each with its port with TLS beside it, and which ports have TLS.

@@ -4,6 +4,7 @@
 pub mod cert;
 pub mod connect;
 pub mod demo;
+mod direct;
 pub mod doctor;
 pub mod exit;
 pub mod exits;

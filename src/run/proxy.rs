@@ -13,6 +13,7 @@ use super::sockets::Inherited;
 use super::{RunError, key, manager, reload, system_wide, trust};
 use crate::config::{Config, ProxyConfig, TrustConfig};
 use crate::dial::SystemNetwork;
+use crate::direct::{Reach, Rendezvous};
 use crate::directory::{Directory, RelayLists};
 use crate::identity::Identity;
 use crate::limits::Limits;
@@ -21,7 +22,7 @@ use crate::proxy::exits::{Exits, Rule, Via};
 use crate::proxy::{Chooser, Gated, Interceptor, Listener, Names, Plan, Router};
 use crate::relay::Notice;
 use crate::tls::Authority;
-use crate::tunnel::Tunnel;
+use crate::tunnel::{DirectPaths, Tunnel};
 
 /// Sections that mean nothing to a proxy.
 const FOREIGN: &[&str] = &["exit", "relay"];
@@ -44,7 +45,9 @@ pub async fn run(
     let slots = Arc::new(Semaphore::new(limits.proxy_connections.min(Semaphore::MAX_PERMITS)));
     let mut inherited = inherited;
     let listeners = listeners(&config.proxy, std::mem::take(&mut inherited.clients)).await?;
-    let (tunnel, router, plan) = start_router(&config, &limits)?;
+    let waited = (config.proxy.public_address.as_ref(), config.proxy.public_listen.as_ref());
+    let rendezvous = super::direct::listen(waited.0, waited.1, &limits, &shutdown).await?;
+    let (tunnel, router, plan) = start_router(&config, &limits, rendezvous)?;
     let kept = router.names();
     let mut names = system_wide::Names::bind(&config, inherited, kept.clone()).await?;
     let gated = Gated::new(router.clone(), Arc::clone(&limits));
@@ -160,14 +163,28 @@ fn of_rules(rules: &[Rule]) -> Vec<PublicKey> {
     rules.iter().filter_map(exit).collect()
 }
 
-/// The tunnel of a proxy, what goes where through it, and what of that is planned. Must be called inside a tokio runtime.
+/// The ways beside the relays, if there are any.
+fn direct(config: &ProxyConfig, limits: &Limits, rendezvous: Option<Arc<Rendezvous>>) -> Option<Arc<DirectPaths>> {
+    let reach = config.dial_exits.clone().reachable();
+    let reach = reach.map(|reachable| Reach::new(reachable, Arc::new(SystemNetwork), limits));
+    let some = rendezvous.is_some() || reach.is_some();
+    some.then(|| DirectPaths::new(rendezvous, reach, config.direct_plaintext, limits))
+}
+
+/// The tunnel of a proxy, what goes where through it, and what of that is planned; `rendezvous` is where exits come to, if
+/// they can. Must be called inside a tokio runtime.
 ///
 /// # Errors
 /// When the key of its identity or of the local authority cannot be used.
-pub(super) fn start_router(config: &Config, limits: &Arc<Limits>) -> Result<(Arc<Tunnel>, Router, Plan), RunError> {
+pub(super) fn start_router(
+    config: &Config,
+    limits: &Arc<Limits>,
+    rendezvous: Option<Arc<Rendezvous>>,
+) -> Result<(Arc<Tunnel>, Router, Plan), RunError> {
     let identity = identity(&config.proxy)?;
     let tunnel = Tunnel::new(config.relays.clone(), Arc::clone(limits)).with_identity(identity);
-    let tunnel = tunnel.through(config.relay_proxy.upstream());
+    let direct = direct(&config.proxy, limits, rendezvous);
+    let tunnel = tunnel.through(config.relay_proxy.upstream()).with_direct(direct);
     let tunnel = Arc::new(tunnel);
     let plan = plan(&tunnel, &config.proxy, &config.relays, limits);
     let lookup = if config.proxy.lookup_relays.is_empty() { &config.relays } else { &config.proxy.lookup_relays };

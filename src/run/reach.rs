@@ -82,7 +82,7 @@ impl Reach {
             }
             Through::Found | Through::Own => {}
         }
-        let (tunnel, router, _) = start_router(config, limits)?;
+        let (tunnel, router, _) = start_router(config, limits, None)?;
         Ok(Self::Own { tunnel, router })
     }
 

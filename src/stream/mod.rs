@@ -19,7 +19,7 @@ mod tombstone;
 use std::time::Duration;
 
 pub use memory::StreamMemory;
-pub use session::{Event, Incoming, Refusal, Session, Side, Tongue, Transmit};
+pub use session::{Event, Incoming, Moved, Refusal, Session, Side, Tongue, Transmit};
 pub use settings::Settings;
 
 /// A relay, as a session numbers it.

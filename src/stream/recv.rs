@@ -270,6 +270,12 @@ impl RecvBuffer {
         true
     }
 
+    /// Ends the receiving: what has arrived in order and was not taken, and the offset of the byte that would be next.
+    pub(super) fn take_rest(&mut self) -> (VecDeque<Bytes>, u64) {
+        self.ready_len = 0;
+        (std::mem::take(&mut self.ready), self.next_byte())
+    }
+
     /// Bytes held in memory.
     pub(super) const fn held(&self) -> usize {
         self.ready_len + self.pieces_len

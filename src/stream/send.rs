@@ -283,6 +283,11 @@ impl SendBuffer {
         self.lose_early(self.next);
     }
 
+    /// Ends the sending: the offset from which on nothing is acknowledged in order, and the bytes from there.
+    pub(super) fn take_rest(&mut self) -> (u64, Vec<u8>) {
+        (self.base.min(self.end), std::mem::take(&mut self.bytes).into())
+    }
+
     /// Every flight, to be taken out of its path's account when the stream ends.
     pub(super) fn take_flights(&mut self) -> Vec<Flight> {
         std::mem::take(&mut self.flights).into_values().collect()

@@ -2,6 +2,7 @@
 //! of what is to be sent. This file holds its state and what a program does with it; `input.rs` takes messages in,
 //! `output.rs` makes events of what is due, `timers.rs` acts on the passing of time.
 
+mod direct;
 mod input;
 mod old;
 mod output;
@@ -23,7 +24,7 @@ use super::state::{EARLY_MAX, Opening, Phase, Stream};
 use super::tombstone::{LastWord, Tombstones};
 use super::{ACK_DELAY, PacketId, PathId, Settings};
 
-pub use types::{Event, Incoming, Refusal, Side, Tongue, Transmit};
+pub use types::{Event, Incoming, Moved, Refusal, Side, Tongue, Transmit};
 
 /// See the module.
 #[derive(Debug)]

@@ -14,6 +14,7 @@ use tokio_util::task::TaskTracker;
 use uuid::Uuid;
 
 use super::compartment::Compartment;
+use super::direct::DirectPaths;
 use super::driver::{ARRIVALS_MAX, Driver, OPENINGS_MIN, Recent, Sent, subscribe_all, unix_now};
 use super::memory::Memory;
 use super::moderation::Moderation;
@@ -50,18 +51,32 @@ struct Client {
 
 /// A session that takes a new stream.
 struct Ready {
+    exit: PublicKey,
     shared: Arc<Shared>,
     proof: Option<String>,
+    direct: Option<Arc<DirectPaths>>,
+}
+
+impl Ready {
+    /// A stream over a connection that an old exit makes, if it is one and does.
+    async fn open_reverse(&self, host: &str, port: u16) -> Option<TunnelStream> {
+        let direct = self.direct.as_ref()?;
+        let rendezvous = direct.asks_old(&self.exit, port)?;
+        if !matches!(self.shared.engine().session.tongue(), Tongue::Nip74 | Tongue::Deployed) {
+            return None;
+        }
+        direct.open_reverse(rendezvous, Arc::clone(&self.shared), self.exit, host.to_owned(), port).await
+    }
 }
 
 impl Client {
-    fn ready(&mut self, exit: &PublicKey, identity: Option<&Identity>) -> Ready {
+    fn ready(&mut self, exit: &PublicKey, tunnel: &Tunnel) -> Ready {
         let now = unix_now();
         if self.proof.as_ref().is_none_or(|proof| proof.is_stale(now)) {
-            self.proof = identity.and_then(|identity| identity.prove(exit, &self.key, now));
+            self.proof = tunnel.identity.as_ref().and_then(|identity| identity.prove(exit, &self.key, now));
         }
         let proof = self.proof.as_ref().map(|proof| proof.text.clone());
-        Ready { shared: Arc::clone(&self.shared), proof }
+        Ready { exit: *exit, shared: Arc::clone(&self.shared), proof, direct: tunnel.direct.clone() }
     }
 }
 
@@ -92,6 +107,8 @@ pub struct Tunnel {
     /// Relays for names that carry none.
     relays: Vec<RelayUrl>,
     identity: Option<Identity>,
+    /// Ways to exits beside the relays, if this proxy has any.
+    direct: Option<Arc<DirectPaths>>,
     sessions: Mutex<HashMap<SessionId, Client>>,
     memory: Arc<Memory>,
     /// Those of every session, with one account of memory.
@@ -116,6 +133,7 @@ impl Tunnel {
             limits,
             relays,
             identity: None,
+            direct: None,
             sessions: Mutex::default(),
             memory: Arc::default(),
             end: CancellationToken::new(),
@@ -135,6 +153,12 @@ impl Tunnel {
         Self { identity, ..self }
     }
 
+    /// Takes streams off the relays where there is a way.
+    #[must_use]
+    pub fn with_direct(self, direct: Option<Arc<DirectPaths>>) -> Self {
+        Self { direct, ..self }
+    }
+
     /// Opens a stream to a port of an exit; `early` are its first bytes, as far as they are known.
     ///
     /// # Errors
@@ -148,6 +172,9 @@ impl Tunnel {
         early: &[u8],
     ) -> Result<TunnelStream, Error> {
         let session = self.session(self.id(name, compartment)?)?;
+        if let Some(stream) = session.open_reverse(&name.to_string(), port).await {
+            return send_rest(stream, early).await;
+        }
         let (stream, taken) = begin(session, name.to_string(), port, early, None)?;
         stream.opened().await?;
         send_rest(stream, &early[taken..]).await
@@ -170,6 +197,9 @@ impl Tunnel {
         hold: Duration,
     ) -> Result<TunnelStream, Error> {
         let session = self.session(self.id(name, compartment)?)?;
+        if let Some(stream) = session.open_reverse(&name.to_string(), port).await {
+            return send_rest(stream, early).await;
+        }
         let (stream, taken) = begin(session, name.to_string(), port, early, Some(hold))?;
         send_rest(stream, &early[taken..]).await
     }
@@ -223,8 +253,11 @@ impl Tunnel {
         patience: Option<Duration>,
     ) -> Result<TunnelStream, Unopened> {
         let silent = |error| Unopened { error, answered: false };
-        let session = self.id(exit, compartment).and_then(|id| self.session(id));
-        let begun = session.and_then(|session| begin(session, destination.to_string(), destination.port, &[], None));
+        let session = self.id(exit, compartment).and_then(|id| self.session(id)).map_err(silent)?;
+        if let Some(stream) = session.open_reverse(&destination.to_string(), destination.port).await {
+            return Ok(stream);
+        }
+        let begun = begin(session, destination.to_string(), destination.port, &[], None);
         let (stream, _) = begun.map_err(silent)?;
         let outcome = tokio::select! {
             opened = stream.opened() => opened,
@@ -289,7 +322,7 @@ impl Tunnel {
         {
             // A relay in a long pause is worth another try now.
             client.links.iter().filter_map(Weak::upgrade).for_each(|link| link.nudge());
-            return Ok(client.ready(&id.exit, self.identity.as_ref()));
+            return Ok(client.ready(&id.exit, self));
         }
         sessions.retain(|_, client| {
             let fresh = self.is_fresh(client);
@@ -305,7 +338,7 @@ impl Tunnel {
         }
         self.make_room(&mut sessions)?;
         let mut client = self.start(&id)?;
-        let ready = client.ready(&id.exit, self.identity.as_ref());
+        let ready = client.ready(&id.exit, self);
         sessions.insert(id, client);
         Ok(ready)
     }
@@ -376,13 +409,17 @@ impl Tunnel {
 /// Starts an opening, held back for so long by one who will not wait for the answer, and says how many of its first bytes
 /// are taken.
 fn begin(
-    Ready { shared, proof }: Ready,
+    Ready { exit, shared, proof, direct }: Ready,
     host: String,
     port: u16,
     early: &[u8],
     hold: Option<Duration>,
 ) -> Result<(TunnelStream, usize), Error> {
     let key = Uuid::new_v4();
+    let offered = direct.and_then(|direct| {
+        let (said, ticket) = direct.offer(&exit)?;
+        Some((direct, said, ticket))
+    });
     let taken = {
         let mut engine = shared.engine();
         engine.check()?;
@@ -391,11 +428,20 @@ fn begin(
         if let Some(proof) = proof {
             engine.session.authorize(key, proof);
         }
+        if let Some((_, said, _)) = &offered {
+            engine.session.offer_direct(key, said.clone());
+        }
         engine.accepted.await_outcome(key, (host, port), hold.is_some());
         engine.session.write(key, early)?
     };
     shared.wake.notify_one();
-    Ok((TunnelStream::new(shared, key), taken))
+    let mut stream = TunnelStream::new(shared, key);
+    if let Some((direct, _, ticket)) = offered {
+        let mover = stream.mover();
+        let said = mover.listen();
+        tokio::spawn(direct.follow(exit, mover, ticket, said));
+    }
+    Ok((stream, taken))
 }
 
 /// Writes the first bytes that did not go along with the opening.

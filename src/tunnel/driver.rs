@@ -449,6 +449,11 @@ fn is_long(arrival: &Arrival) -> bool {
     arrival.event.content_len() >= SHARED_WORK_MIN
 }
 
+/// Whether a message opens a stream.
+pub(super) fn opens(message: &Message) -> bool {
+    matches!(message.kind, Type::Connect | Type::ConnectReverse)
+}
+
 /// An opening is only believed in an event whose id and signature are right, which is fresh, and which is seen for the
 /// first time: a relay could otherwise replay a request. Repetitions of one that is known pass, to be answered again.
 /// What comes too fast is refused before the signature is looked at: the sender is known by the encryption.
@@ -458,7 +463,6 @@ pub(super) fn admit(
     event: &IncomingEvent,
     mut messages: Vec<Message>,
 ) -> (Vec<Message>, Vec<(Uuid, Error)>) {
-    let opens = |message: &Message| matches!(message.kind, Type::Connect | Type::ConnectReverse);
     if !messages.iter().any(opens) {
         return (messages, Vec::new());
     }

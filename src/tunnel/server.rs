@@ -12,10 +12,12 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tokio_util::task::TaskTracker;
+use uuid::Uuid;
 
-use super::driver::{ARRIVALS_MAX, Driver, OPENINGS_MIN, Recent, Sent, admit, subscribe_all, unix_now};
+use super::driver::{ARRIVALS_MAX, Driver, OPENINGS_MIN, Recent, Sent, admit, opens, subscribe_all, unix_now};
 use super::gate::{Gate, Refusals};
 use super::moderation::Moderation;
+use super::moving::Mover;
 use super::pace::Paced;
 use super::replay::ReplayGuard;
 use super::shared::Shared;
@@ -24,7 +26,7 @@ use crate::envelope::{Conversation, SealedEvent};
 use crate::error::{Error, ErrorKind};
 use crate::identity;
 use crate::limits::Limits;
-use crate::message::{Message, Type};
+use crate::message::{Direct, Message};
 use crate::pace::Pace;
 use crate::relay::{Arrival, Attachment, Link, Links, Notice, Subscription, Upstream, Wanted};
 use crate::stream::{Incoming, PathId, Settings, Side, Tongue};
@@ -106,6 +108,29 @@ impl Offer {
         self.incoming.port
     }
 
+    /// What the peer says about a connection beside the relays.
+    #[must_use]
+    pub fn direct(&self) -> Option<&Direct> {
+        self.incoming.direct.as_deref()
+    }
+
+    /// The address of an old entry, which wants the bytes over a connection to there (`CONNECTR`), and the key that names
+    /// the stream on it. Such an offer is never accepted: it is refused, or let go of.
+    #[must_use]
+    pub fn reverse(&self) -> Option<(&str, Uuid)> {
+        self.incoming.reverse.as_deref().map(|address| (address, self.incoming.key))
+    }
+
+    /// Puts something under the pace of the peer.
+    pub(crate) fn paced<S>(&self, stream: S) -> Paced<S> {
+        Paced::new(stream, Arc::clone(&self.pace))
+    }
+
+    /// Nothing more is to be said: the stream is not on the relays.
+    pub(crate) fn let_go(mut self) {
+        self.shared = None;
+    }
+
     /// The first bytes that the peer sends, which tell what it wants where it does not name a port; they stay in the
     /// stream. Empty when it ends without any.
     ///
@@ -113,7 +138,9 @@ impl Offer {
     /// When the stream fails meanwhile.
     pub async fn first_bytes(&self) -> Result<bytes::Bytes, Error> {
         std::future::poll_fn(|cx| {
-            let Some(shared) = &self.shared else { return Poll::Ready(Ok(bytes::Bytes::new())) };
+            let Some(shared) = self.shared.as_ref().filter(|_| self.incoming.reverse.is_none()) else {
+                return Poll::Ready(Ok(bytes::Bytes::new()));
+            };
             let mut engine = shared.engine();
             engine.check()?;
             match engine.session.peek(self.incoming.key)? {
@@ -135,13 +162,15 @@ impl Offer {
         }
     }
 
-    /// Takes the stream, which goes at the pace of its peer.
+    /// Takes the stream, which goes at the pace of its peer, and what can move it beside the relays.
     #[must_use]
-    pub(crate) fn accept(mut self) -> Option<Paced<TunnelStream>> {
+    pub(crate) fn accept(mut self) -> Option<(Paced<TunnelStream>, Mover)> {
         let shared = self.shared.take()?;
         shared.engine().session.accept(Instant::now(), self.incoming.key);
         shared.wake.notify_one();
-        Some(Paced::new(TunnelStream::new(shared, self.incoming.key), Arc::clone(&self.pace)))
+        let mut stream = TunnelStream::new(shared, self.incoming.key);
+        let mover = stream.mover();
+        Some((self.paced(stream), mover))
     }
 
     /// Refuses the stream.
@@ -151,7 +180,12 @@ impl Offer {
 
     fn refuse(&mut self, error: &Error) {
         if let Some(shared) = self.shared.take() {
-            shared.engine().session.reject(Instant::now(), self.incoming.key, error);
+            let (now, key) = (Instant::now(), self.incoming.key);
+            if self.incoming.reverse.is_some() {
+                shared.engine().session.disown(now, key, error);
+            } else {
+                shared.engine().session.reject(now, key, error);
+            }
             shared.wake.notify_one();
         }
     }
@@ -388,7 +422,7 @@ impl Dispatcher {
                 return;
             }
         };
-        if !messages.iter().any(|message| message.kind == Type::Connect) {
+        if !messages.iter().any(opens) {
             if messages.iter().any(|message| message.off.is_none() && !message.data.is_empty()) {
                 // The data of an old entry that has overtaken its opening.
                 return self.early.keep(Arrival { path, event });
@@ -405,7 +439,7 @@ impl Dispatcher {
         let shared = Arc::new(Shared::new(Side::Exit, self.settings.clone(), Tongue::Unknown));
         let door = self.door.of_another();
         let (messages, refused) = admit(&door, &shared, &event, messages);
-        if !messages.iter().any(|message| message.kind == Type::Connect) && !refused.is_empty() {
+        if !messages.iter().any(opens) && !refused.is_empty() {
             let resets: Vec<Message> = refused.iter().map(|(key, error)| Message::reset(*key, error)).collect();
             return self.say(path, &conversation, &resets);
         }

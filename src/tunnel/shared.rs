@@ -1,16 +1,19 @@
 //! What the streams of a session and its driver share: the engine under a lock, and whom to wake.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::task::Waker;
 use std::time::Instant;
 
-use tokio::sync::Notify;
+use tokio::sync::{Notify, mpsc};
 use uuid::Uuid;
 
 use super::accepted::Accepted;
+use super::moving::{Landed, Writing};
 use crate::error::{Error, ErrorKind};
-use crate::stream::{Event, Incoming, Session, Settings, Side, Tongue};
+use crate::message::Direct;
+use crate::stream::{Event, Incoming, Moved, Session, Settings, Side, Tongue};
 
 /// Those who wait for one stream.
 #[derive(Debug, Default)]
@@ -19,8 +22,10 @@ struct Waiting {
     writer: Option<Waker>,
 }
 
+/// What a peer may say about direct connections before somebody looks; more is dropped.
+const INBOX: usize = 4;
+
 /// The engine and its audience.
-#[derive(Debug)]
 pub(super) struct Engine {
     pub(super) session: Session,
     waiting: HashMap<Uuid, Waiting>,
@@ -28,12 +33,22 @@ pub(super) struct Engine {
     pub(super) accepted: Accepted,
     /// Streams that the peer opens and nobody has taken up.
     pub(super) incoming: Vec<Incoming>,
-    /// Why the driver is gone; no stream works after that.
+    /// Streams that have left the relays and whose handles do not know it yet.
+    pub(super) landed: HashMap<Uuid, Landed>,
+    /// Who wants to know what the peer says about direct connections.
+    inboxes: HashMap<Uuid, mpsc::Sender<Direct>>,
+    /// Why the driver is gone; no stream works after that, unless it has left the relays.
     closed: Option<Error>,
     /// At a proxy: the key is old, and takes no new streams.
     retired: bool,
     /// When the last stream ended.
     idle_since: Option<Instant>,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Engine").field("session", &self.session).finish_non_exhaustive()
+    }
 }
 
 /// See the module.
@@ -51,6 +66,8 @@ impl Shared {
             waiting: HashMap::new(),
             accepted: Accepted::default(),
             incoming: Vec::new(),
+            landed: HashMap::new(),
+            inboxes: HashMap::new(),
             closed: None,
             retired: false,
             idle_since: Some(Instant::now()),
@@ -93,10 +110,57 @@ impl Engine {
         set(&mut self.waiting.entry(key).or_default().writer, waker);
     }
 
-    /// Nobody waits for this stream any more.
-    pub(super) fn forget(&mut self, key: Uuid) {
+    /// Nobody waits for this stream any more. True if it had left the relays and its handle did not know it.
+    pub(super) fn forget(&mut self, key: Uuid) -> bool {
         self.waiting.remove(&key);
+        self.inboxes.remove(&key);
         self.accepted.forget(key);
+        self.landed.remove(&key).is_some()
+    }
+
+    /// What the peer says about direct connections for this stream.
+    pub(super) fn listen(&mut self, key: Uuid) -> mpsc::Receiver<Direct> {
+        let (inbox, said) = mpsc::channel(INBOX);
+        self.inboxes.insert(key, inbox);
+        said
+    }
+
+    /// Takes a stream off the relays.
+    pub(super) fn take_out(&mut self, key: Uuid) -> Result<Moved, Error> {
+        self.check()?;
+        self.inboxes.remove(&key);
+        self.session.take_out(Instant::now(), key)
+    }
+
+    /// The peer has shown by other means than a message that it has accepted this stream.
+    pub(super) fn note_accepted(&mut self, key: Uuid) {
+        self.accepted.note_open(Instant::now(), key, true);
+    }
+
+    /// All who wait for this stream.
+    pub(super) fn waiters(&mut self, key: Uuid) -> Vec<Waker> {
+        let waiting = self.waiting.remove(&key).unwrap_or_default();
+        [waiting.reader, waiting.writer].into_iter().flatten().collect()
+    }
+
+    /// Whoever has moved a stream is done with its writing half.
+    pub(super) fn may_write(&mut self, key: Uuid, writing: Writing) -> Vec<Waker> {
+        let Some(landed) = self.landed.get_mut(&key) else { return Vec::new() };
+        landed.set_writing(writing);
+        self.waiters(key)
+    }
+
+    /// The writing half of a stream that has moved, if it can be had.
+    pub(super) fn take_writing(&mut self, key: Uuid, waker: &Waker) -> Writing {
+        match self.landed.remove(&key).map(Landed::into_writing) {
+            None => Writing::Failed(Error::new(ErrorKind::Internal, "the stream was not moved")),
+            Some(Writing::Busy) => {
+                self.landed.insert(key, Landed::busy());
+                self.wait_to_write(key, waker);
+                Writing::Busy
+            }
+            Some(writing) => writing,
+        }
     }
 
     /// Notes what has become of an opening, if it is that which has happened to the stream.
@@ -117,6 +181,12 @@ impl Engine {
         while let Some(event) = self.session.poll_event() {
             match event {
                 Event::Incoming(incoming) => self.incoming.push(incoming),
+                Event::Direct(key, direct) => {
+                    if let Some(inbox) = self.inboxes.get(&key) {
+                        // One who says more than is looked at is not heard.
+                        let _ = inbox.try_send(*direct);
+                    }
+                }
                 Event::Readable(key) => {
                     wakers.extend(self.waiting.get_mut(&key).and_then(|waiting| waiting.reader.take()));
                 }

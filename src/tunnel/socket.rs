@@ -9,16 +9,13 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::sync::CancellationToken;
 
-/// A client that ends its direction and then exits looks like one that still listens; only a probe tells. The kernel
-/// of a vanished client answers the first one with a reset, and its stream is freed.
-const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
-/// Time between two probes; a machine that is gone altogether is given up after the system's count of them.
-const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
+use crate::dial::prepare;
+
 /// How long a finished connection is read on, so that bytes still under way do not turn the last answer into a reset
 /// (RFC 9112 section 9.6).
 const LINGER: Duration = Duration::from_secs(2);
@@ -32,9 +29,7 @@ pub(crate) struct Socket(Arc<TcpStream>);
 impl Socket {
     /// Takes over an accepted connection and sets its options; failing to set one is harmless.
     pub(crate) fn new(stream: TcpStream) -> Self {
-        let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_AFTER).with_interval(KEEPALIVE_EVERY);
-        let _ = stream.set_nodelay(true);
-        let _ = SockRef::from(&stream).set_tcp_keepalive(&keepalive);
+        prepare(&stream);
         Self(Arc::new(stream))
     }
 

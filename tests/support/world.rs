@@ -10,7 +10,7 @@ use nws::identity::Identity;
 use nws::limits::Limits;
 use nws::name::NostrName;
 use nws::proxy::{Listener, Optimistic, Router};
-use nws::tunnel::{Acceptor, Tunnel};
+use nws::tunnel::{Acceptor, DirectPaths, Tunnel};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -29,6 +29,8 @@ pub struct World {
     pub tunnel: Arc<Tunnel>,
     /// The proxy's connections.
     pub tracker: TaskTracker,
+    /// Its ways beside the relays.
+    pub direct: Option<Arc<DirectPaths>>,
     _end: DropGuard,
 }
 
@@ -50,6 +52,10 @@ pub struct Setup {
     pub access: Access,
     /// Who the proxy proves to be.
     pub identity: Option<Identity>,
+    /// The proxy's ways beside the relays.
+    pub direct: Option<Arc<DirectPaths>>,
+    /// The exit's.
+    pub exit_direct: Arc<nws::exit::DirectPaths>,
 }
 
 impl Setup {
@@ -64,6 +70,8 @@ impl Setup {
             services: services.iter().map(|(port, addr)| (*port, addr.to_string())).collect(),
             access: Access::default(),
             identity: None,
+            direct: None,
+            exit_direct: Arc::default(),
         }
     }
 
@@ -77,14 +85,16 @@ impl Setup {
     /// Starts the proxy alone.
     pub async fn start_proxy(self, end: CancellationToken) -> World {
         let limits = Arc::new(self.limits);
-        let tunnel = Arc::new(Tunnel::new(Vec::new(), Arc::clone(&limits)).with_identity(self.identity));
+        let tunnel = Arc::new(
+            Tunnel::new(Vec::new(), Arc::clone(&limits)).with_identity(self.identity).with_direct(self.direct.clone()),
+        );
         let listener = Listener::bind(ANY_PORT).await.unwrap();
         let proxy = listener.local_addr();
         let tracker = TaskTracker::new();
         let router = Router::new(Arc::clone(&tunnel), self.optimistic);
         tokio::spawn(listener.serve(router, limits, end.clone(), tracker.clone()));
         let name = NostrName::new(self.keys.public_key(), self.proxy_relays);
-        World { proxy, name, tunnel, tracker, _end: end.drop_guard() }
+        World { proxy, name, tunnel, tracker, direct: self.direct, _end: end.drop_guard() }
     }
 
     /// Starts the exit alone and waits for its relay.
@@ -93,6 +103,7 @@ impl Setup {
         let mut acceptor = Acceptor::start(self.keys.clone(), &self.exit_relays, Arc::clone(&limits));
         soon("the exit's relay", acceptor.ready()).await;
         let exit = Exit::new(Services { by_port: self.services.clone(), default: None }, limits);
+        let exit = exit.with_direct(Arc::clone(&self.exit_direct));
         exit.set_access(self.access.clone());
         let (end, serving) = (end.clone(), exit.clone());
         tokio::spawn(async move {
@@ -104,6 +115,12 @@ impl Setup {
 }
 
 impl World {
+    /// Waits until so many streams are beside the relays.
+    pub async fn moved(&self, count: u64) {
+        let mut moved = self.direct.as_ref().unwrap().moved();
+        moved.wait_for(|moved| *moved >= count).await.unwrap();
+    }
+
     /// A connection through the proxy in SOCKS5; the reply code when it is refused.
     pub async fn socks(&self, port: u16) -> Result<TcpStream, u8> {
         let mut stream = TcpStream::connect(self.proxy).await.unwrap();

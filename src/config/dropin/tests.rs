@@ -60,8 +60,20 @@ fn a_proxy_takes_the_relays_and_leaves_what_is_for_an_exit() {
     let settings = proxy(&sources).unwrap();
     assert_eq!(texts(&settings.config.relays), ["ws://a", "wss://b"]);
     assert_eq!((settings.config.exit.target, settings.private_key), (None, None));
-    assert_eq!(settings.drop_in.public_address.as_deref(), Some("192.0.2.1:4444"));
-    assert_eq!(texts(&settings.drop_in.taken), [variable(RELAYS)]);
+    assert_eq!(settings.config.proxy.public_address.unwrap().to_string(), "192.0.2.1:4444");
+    assert_eq!(texts(&settings.drop_in.taken), [variable(RELAYS), variable(PUBLIC_ADDRESS)]);
+}
+
+#[test]
+fn an_address_that_a_proxy_before_the_relays_hides_is_not_taken() {
+    let hidden = [("NWS_RELAY_PROXY__URL", "socks5://127.0.0.1:9050")];
+    let error = proxy(&Sources::none().variables(ALL).variables(hidden)).unwrap_err().to_string();
+    assert!(
+        [PUBLIC_ADDRESS, "proxy.public_address", "relay_proxy.url"].iter().all(|part| error.contains(part)),
+        "{error}"
+    );
+    // An exit has no use for it.
+    exit(&Sources::none().variables(ALL).variables(hidden)).unwrap();
 }
 
 #[test]

@@ -37,10 +37,7 @@ impl Session {
         }
         match message.kind {
             Type::Connect => self.on_connect(now, path, message),
-            Type::ConnectReverse => {
-                let error = Error::new(ErrorKind::Denied, "this exit makes no connections back to its clients");
-                self.reply(Some(path), Message::reset(key, &error));
-            }
+            Type::ConnectReverse => self.on_connect_reverse(now, path, message),
             Type::Reset => self.on_reset(now, &message),
             Type::Data | Type::Socks5Response if is_old_data(&message) => {
                 if self.streams.contains_key(&key) {
@@ -99,8 +96,9 @@ impl Session {
         }
         self.streams.insert(key, stream);
         self.arm(key);
-        let Message { destination, port, auth, .. } = message;
-        self.events.push_back(Event::Incoming(Incoming { key, destination, port, auth }));
+        let Message { destination, port, auth, direct, .. } = message;
+        let incoming = Incoming { key, destination, port, auth, direct, reverse: None };
+        self.events.push_back(Event::Incoming(incoming));
     }
 
     /// Whether one more stream may be opened.
@@ -168,10 +166,14 @@ impl Session {
     }
 
     /// Data or an acknowledgement for a stream that is here.
-    fn on_stream(&mut self, now: Instant, path: PathId, message: Message) {
+    fn on_stream(&mut self, now: Instant, path: PathId, mut message: Message) {
         let key = message.key;
         let Some(stream) = self.streams.get_mut(&key) else { return };
         stream.note_heard(now);
+        if let Some(direct) = message.direct.take() {
+            self.events.push_back(Event::Direct(key, direct));
+        }
+        let Some(stream) = self.streams.get(&key) else { return };
         if stream.is_old() && !self.on_late_peer(now, &message) {
             return;
         }

@@ -145,7 +145,8 @@ impl Session {
         self.streams.insert(key, stream);
         self.arm(key);
         let Message { destination, port, auth, .. } = message;
-        self.events.push_back(Event::Incoming(Incoming { key, destination, port, auth }));
+        let incoming = Incoming { key, destination, port, auth, direct: None, reverse: None };
+        self.events.push_back(Event::Incoming(incoming));
         let (kept, ours) = std::mem::take(&mut self.orphans).into_iter().partition(|(_, _, m)| m.key != key);
         self.orphans = kept;
         for (_, path, message) in ours {

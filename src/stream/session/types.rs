@@ -1,8 +1,11 @@
 //! What passes between a session and the program that drives it.
 
+use std::collections::VecDeque;
+
+use bytes::Bytes;
 use uuid::Uuid;
 
-use crate::message::Message;
+use crate::message::{Direct, Message};
 use crate::stream::{PacketId, PathId};
 
 /// Which end of the session this is.
@@ -25,6 +28,28 @@ pub struct Incoming {
     pub port: Option<u16>,
     /// Client authorization, as JSON text.
     pub auth: Option<String>,
+    /// What the peer says about a connection beside the relays.
+    pub direct: Option<Box<Direct>>,
+    /// Where an old entry waits for a connection that is to carry the bytes (`CONNECTR`). Nothing else is heard of such a
+    /// stream, and it is none of this session's.
+    pub reverse: Option<String>,
+}
+
+/// A stream that has left the relays for good.
+#[derive(Debug)]
+pub struct Moved {
+    /// Bytes that have arrived and were not read.
+    pub received: VecDeque<Bytes>,
+    /// The offset of the byte that comes next.
+    pub next: u64,
+    /// Whether nothing comes any more.
+    pub ended: bool,
+    /// The offset of the first byte in `unsent`.
+    pub unsent_from: u64,
+    /// Bytes that may not have arrived.
+    pub unsent: Vec<u8>,
+    /// Whether nothing follows them.
+    pub finished: bool,
 }
 
 /// How a peer talks. A proxy learns it of an exit and had better remember it.
@@ -63,6 +88,8 @@ pub enum Event {
     Readable(Uuid),
     /// A stream takes bytes again, has been acknowledged, was accepted or has failed.
     Writable(Uuid),
+    /// The peer has said something about a connection beside the relays.
+    Direct(Uuid, Box<Direct>),
 }
 
 /// An event to encrypt, sign and publish.

@@ -1,0 +1,150 @@
+//! TLS 1.3 between two that have met over the relays: the certificate is made for one connection and known by its
+//! fingerprint, which came encrypted. Names, dates and authorities mean nothing here.
+
+use std::sync::{Arc, OnceLock};
+
+use ring::digest::{SHA256, digest};
+use rustls::client::Resumption;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::ring::sign::any_eddsa_type;
+use rustls::crypto::{CryptoProvider, ring as provider, verify_tls13_signature};
+use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::server::{NoServerSessionStorage, ResolvesServerCertUsingSni};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
+use rustls::{
+    CertificateError, CipherSuite, ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme, version,
+};
+
+use crate::error::{Error, ErrorKind};
+use crate::message::SECRET_LEN;
+
+/// The server's half of one connection.
+pub(super) struct Identity {
+    pub(super) config: Arc<ServerConfig>,
+    pub(super) fingerprint: [u8; SECRET_LEN],
+}
+
+/// SHA-256.
+pub(super) fn sha256(data: &[u8]) -> [u8; SECRET_LEN] {
+    let mut out = [0; SECRET_LEN];
+    out.copy_from_slice(digest(&SHA256, data).as_ref());
+    out
+}
+
+/// What TLS is made of: the cipher first that this machine does in hardware.
+fn crypto() -> Arc<CryptoProvider> {
+    static CRYPTO: OnceLock<Arc<CryptoProvider>> = OnceLock::new();
+    let make = || {
+        let mut crypto = provider::default_provider();
+        crypto.cipher_suites.sort_by_key(|suite| match suite.suite() {
+            CipherSuite::TLS13_AES_128_GCM_SHA256 => usize::from(!has_aes()),
+            CipherSuite::TLS13_CHACHA20_POLY1305_SHA256 => usize::from(has_aes()),
+            _ => 2,
+        });
+        Arc::new(crypto)
+    };
+    Arc::clone(CRYPTO.get_or_init(make))
+}
+
+/// Whether AES is done in hardware here; without, ChaCha20 is several times faster.
+fn has_aes() -> bool {
+    #[cfg(any(target_arch = "x86", target_arch = "x86_64"))]
+    return std::arch::is_x86_feature_detected!("aes");
+    #[cfg(target_arch = "aarch64")]
+    return std::arch::is_aarch64_feature_detected!("aes");
+    #[cfg(not(any(target_arch = "x86", target_arch = "x86_64", target_arch = "aarch64")))]
+    return false;
+}
+
+fn failed(error: &dyn std::fmt::Display) -> Error {
+    Error::new(ErrorKind::Internal, format!("TLS cannot be set up: {error}"))
+}
+
+/// Makes a key and a certificate for one connection; some 100 µs.
+pub(super) fn one_time() -> Result<Identity, Error> {
+    let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).map_err(|error| failed(&error))?;
+    let certificate = rcgen::CertificateParams::default().self_signed(&key).map_err(|error| failed(&error))?;
+    let certificate = certificate.der().clone();
+    let fingerprint = sha256(&certificate);
+    let key = any_eddsa_type(&PrivatePkcs8KeyDer::from(key.serialize_der())).map_err(|error| failed(&error))?;
+    let mut config = server()?;
+    config.cert_resolver = Arc::new(SingleCertAndKey::from(CertifiedKey::new(vec![certificate], key)));
+    Ok(Identity { config: Arc::new(config), fingerprint })
+}
+
+/// What all servers have in common; copied, since making it anew takes longer than all the rest.
+fn server() -> Result<ServerConfig, Error> {
+    static SERVER: OnceLock<ServerConfig> = OnceLock::new();
+    if let Some(server) = SERVER.get() {
+        return Ok(server.clone());
+    }
+    let mut config = ServerConfig::builder_with_provider(crypto())
+        .with_protocol_versions(&[&version::TLS13])
+        .map_err(|error| failed(&error))?
+        .with_no_client_auth()
+        .with_cert_resolver(Arc::new(ResolvesServerCertUsingSni::new()));
+    // Nobody comes a second time.
+    config.send_tls13_tickets = 0;
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    Ok(SERVER.get_or_init(|| config).clone())
+}
+
+/// The client's half, which accepts one certificate.
+pub(super) fn pinned(fingerprint: [u8; SECRET_LEN]) -> Result<Arc<ClientConfig>, Error> {
+    let crypto = crypto();
+    let verifier = Pinned { fingerprint, crypto: Arc::clone(&crypto) };
+    let mut config = ClientConfig::builder_with_provider(crypto)
+        .with_protocol_versions(&[&version::TLS13])
+        .map_err(|error| failed(&error))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::new(verifier))
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    Ok(Arc::new(config))
+}
+
+/// Believes the certificate whose fingerprint came over the relays, and no other.
+#[derive(Debug)]
+struct Pinned {
+    fingerprint: [u8; SECRET_LEN],
+    crypto: Arc<CryptoProvider>,
+}
+
+impl ServerCertVerifier for Pinned {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        _: &[CertificateDer<'_>],
+        _: &ServerName<'_>,
+        _: &[u8],
+        _: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if sha256(certificate) == self.fingerprint {
+            Ok(ServerCertVerified::assertion())
+        } else {
+            Err(rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _: &[u8],
+        _: &CertificateDer<'_>,
+        _: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        Err(rustls::Error::General("only TLS 1.3 is spoken here".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        verify_tls13_signature(message, certificate, signed, &self.crypto.signature_verification_algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.crypto.signature_verification_algorithms.supported_schemes()
+    }
+}
