@@ -31,7 +31,7 @@ pub enum LogFormat {
     Json,
     /// Entries of systemd's journal, with fields of their own.
     Journald,
-    /// The journal where standard error leads to it, else for people.
+    /// For people, without the time where standard error leads to the journal.
     #[default]
     Auto,
 }

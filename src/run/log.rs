@@ -24,18 +24,15 @@ const JOURNAL_PREFIX: &str = "NWS";
 
 /// Starts the log of the process. A log that something else started before stays as it is.
 pub fn start(config: &LogConfig) {
-    let format = match config.format {
-        LogFormat::Auto if goes_to_the_journal() => LogFormat::Journald,
-        LogFormat::Auto => LogFormat::Human,
-        chosen => chosen,
-    };
-    let (layer, failed) = match format {
+    let (layer, failed) = match config.format {
         LogFormat::Json => (json(), None),
         LogFormat::Journald => match tracing_journald::layer() {
             Ok(journal) => (journal.with_field_prefix(Some(JOURNAL_PREFIX.to_owned())).boxed(), None),
-            Err(error) => (human(), Some(error)),
+            Err(error) => (human(true), Some(error)),
         },
-        LogFormat::Human | LogFormat::Auto => (human(), None),
+        LogFormat::Human => (human(true), None),
+        // The journal notes the time itself, and shows nothing but the line to who does not ask for fields.
+        LogFormat::Auto => (human(!goes_to_the_journal()), None),
     };
     // The only way to fail is a log that is there already, as in tests that run several commands in one process.
     let (filter, handle) = reload::Layer::new(config.filter.to_env_filter());
@@ -55,14 +52,15 @@ pub fn set_filter(filter: &LogFilter) -> bool {
 
 type AnyLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
-/// Lines for people.
-fn human() -> AnyLayer {
+/// Lines for people, with the time if nobody else notes it.
+fn human(timed: bool) -> AnyLayer {
     // https://no-color.org: set and not empty.
     let plain = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
     let layer = tracing_subscriber::fmt::layer().with_writer(io::stderr);
     // A log that nobody reads any more must not take the program with it, which complaining about it on the same
     // closed pipe would do.
-    layer.with_ansi(io::stderr().is_terminal() && !plain).log_internal_errors(false).boxed()
+    let layer = layer.with_ansi(io::stderr().is_terminal() && !plain).log_internal_errors(false);
+    if timed { layer.boxed() } else { layer.without_time().boxed() }
 }
 
 /// One JSON object a line, its fields beside time, level, module and message.
@@ -71,8 +69,8 @@ fn json() -> AnyLayer {
     layer.with_span_list(false).with_writer(io::stderr).log_internal_errors(false).boxed()
 }
 
-/// Whether standard error is connected to the journal (systemd.exec(5), `$JOURNAL_STREAM`): then its fields can be given
-/// to it as such, and time and colours are not wanted.
+/// Whether standard error is connected to the journal (systemd.exec(5), `$JOURNAL_STREAM`): then the time is noted
+/// there.
 fn goes_to_the_journal() -> bool {
     let Ok(stream) = std::env::var("JOURNAL_STREAM") else { return false };
     let stderr = io::stderr().as_fd().try_clone_to_owned().map(File::from).and_then(|file| file.metadata());
