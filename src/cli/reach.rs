@@ -86,7 +86,7 @@ impl ConnectArgs {
 #[derive(Debug, Clone, Args)]
 pub struct ForwardArgs {
     /// A local port and where its connections go, as 5432=wallet.nostr:5432; may be given several times. It listens on
-    /// 127.0.0.1, or where [BIND:]PORT=HOST:PORT says. Port 0 takes a free port.
+    /// 127.0.0.1, or where BIND:PORT=HOST:PORT says. Port 0 takes a free port.
     #[arg(required = true, value_name = "PORT=HOST:PORT")]
     pub forwards: Vec<ForwardArg>,
     /// How.
