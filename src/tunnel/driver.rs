@@ -211,6 +211,7 @@ impl Driver {
         let error = Error::new(ErrorKind::Aborted, "the program is ending");
         self.shared.engine().session.reset_all(Instant::now(), &error);
         self.shared.close(error);
+        self.moderation.lift();
         while self.send_what_is_due() || !self.sealing.is_empty() {
             if let Some(sealed) = self.sealing.next().await {
                 self.on_sealed(sealed);

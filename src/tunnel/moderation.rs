@@ -15,12 +15,19 @@ const PAUSE_MAX: Duration = Duration::from_millis(2);
 pub(super) struct Moderation {
     /// When the next short event may leave.
     next: Option<Instant>,
+    /// Whether nothing waits any more.
+    lifted: bool,
 }
 
 impl Moderation {
     /// When the next short event may leave, if not now.
     pub(super) fn until(&self, now: Instant) -> Option<Instant> {
-        self.next.filter(|next| *next > now)
+        self.next.filter(|next| *next > now && !self.lifted)
+    }
+
+    /// From now on nothing waits: the session ends, and there is no later.
+    pub(super) const fn lift(&mut self) {
+        self.lifted = true;
     }
 
     /// A short event leaves with so many messages.
@@ -43,5 +50,8 @@ mod tests {
             assert_eq!(moderation.until(now), Some(now + pause));
             assert_eq!(moderation.until(now + pause), None);
         }
+        moderation.lift();
+        moderation.note(now, 1_000);
+        assert_eq!(moderation.until(now), None, "the last words of a session do not wait");
     }
 }
