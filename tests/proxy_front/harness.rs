@@ -102,7 +102,11 @@ impl Proxy {
     }
 
     pub(crate) async fn with_limits<S: Route>(route: S, limits: Limits) -> Self {
-        let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        Self::on("127.0.0.1:0", route, limits).await
+    }
+
+    pub(crate) async fn on<S: Route>(address: &str, route: S, limits: Limits) -> Self {
+        let listener = Listener::bind(address.parse().unwrap()).await.unwrap();
         let proxy =
             Self { address: listener.local_addr(), cancel: CancellationToken::new(), tracker: TaskTracker::new() };
         let serving = listener.serve(route, Arc::new(limits), proxy.cancel.clone(), proxy.tracker.clone());
