@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tower::Service;
 
 /// Longest wait for anything that must happen; only a failing test waits so long.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Waits for what must happen.
 pub(crate) async fn within<F: Future>(future: F) -> F::Output {
