@@ -244,6 +244,8 @@ fn every_block_of_commands_is_run_or_says_why_not() {
                 let known = known.iter().any(|known| mark.strip_prefix("<!-- ").is_some_and(|m| m.starts_with(known)));
                 assert!(known && mark.ends_with(" -->"), "{place}: this mark means nothing: {mark}");
             }
+            let first = block.lines.first().is_some_and(|line| line.starts_with("$ "));
+            assert!(block.kind != "console" || first, "{place}: a console block begins with a command behind `$ `");
             if let Some(reason) = block.mark("not run") {
                 assert!(block.is_commands(), "{place}: only commands can be left out");
                 assert!(reason.trim_matches([':', ' ']).len() > 8, "{place}: no reason why it is not run");
@@ -253,6 +255,22 @@ fn every_block_of_commands_is_run_or_says_why_not() {
         }
     }
     assert!(run > 20, "only {run} blocks are run");
+}
+
+#[test]
+fn every_file_of_the_sources_that_is_named_exists() {
+    let mut seen = 0;
+    for document in documents() {
+        let prose = split(&document).1.replace('\n', " ");
+        for code in prose.split('`').skip(1).step_by(2) {
+            let known = ["tests/", ".ci/", "systemd/", "config/", "benches/", "fuzz/", "src/"];
+            if known.iter().any(|directory| code.starts_with(directory)) && !code.contains([' ', '*']) {
+                seen += 1;
+                assert!(root().join(code).exists(), "{}: there is no {code}", document.path);
+            }
+        }
+    }
+    assert!(seen > 30, "only {seen} files are recognised");
 }
 
 /// The anchors of a document: its headings as GitHub writes them.
