@@ -2,7 +2,7 @@
 
     <!-- not run: reason -->     the commands of this block are not run
     <!-- terminal: NAME -->      they are typed into another terminal, where the last one stays until Ctrl-C
-    <!-- file: PATH -->          no commands: this is what stands in that file (at its end, if it is there)
+    <!-- file: PATH -->          no commands: this is what stands in that file
     <!-- output -->              no commands: this is what the block before it prints
 
 Blocks of commands are `sh` (a command on each line) and `console` (commands behind `$ `, and what they print). In what is
