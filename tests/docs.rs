@@ -1,5 +1,5 @@
 //! The documents say what the program says: every setting stands in `docs/configuration.md`, every code and every
-//! member of a message in `docs/protocol.md`.
+//! member of a message in `docs/protocol.md`, every outcome with all its translations in `docs/errors.md`.
 
 #![allow(clippy::unwrap_used, reason = "a panic is the failure report of a test")]
 
@@ -10,6 +10,7 @@ use uuid::Uuid;
 
 const CONFIGURATION: &str = include_str!("../docs/configuration.md");
 const PROTOCOL: &str = include_str!("../docs/protocol.md");
+const ERRORS: &str = include_str!("../docs/errors.md");
 
 /// Every leaf of a configuration, dotted.
 fn keys(prefix: &str, value: &serde_json::Value, out: &mut Vec<String>) {
@@ -41,6 +42,23 @@ fn every_code_has_a_row_with_its_socks_reply_and_its_http_status() {
         let row = format!("| `{}` | {:02} | {} |", kind.code(), kind.socks_reply(), kind.http_status().as_u16());
         assert!(PROTOCOL.lines().any(|line| line.starts_with(&row)), "docs/protocol.md lacks {row}");
     }
+}
+
+#[test]
+fn the_reference_of_errors_has_the_table_of_the_program() {
+    let (_, section) = ERRORS.split_once("\n## The codes\n").unwrap();
+    let table = section.split("\n\n").find(|part| part.trim_start().starts_with("| code |")).unwrap();
+    let rows: Vec<Vec<&str>> =
+        table.trim().lines().skip(2).map(|line| line.trim_matches('|').split('|').map(str::trim).collect()).collect();
+    for (row, kind) in rows.iter().zip(ErrorKind::ALL) {
+        let [code, socks, http, level, meaning, advice] = row[..] else { panic!("not six columns: {row:?}") };
+        assert_eq!(code, format!("`{}`", kind.code()));
+        assert_eq!(socks, format!("{:02}", kind.socks_reply()), "{code}");
+        assert_eq!(http, kind.http_status().as_u16().to_string(), "{code}");
+        assert_eq!(level, kind.level().to_string().to_lowercase(), "{code}");
+        assert!(!meaning.is_empty() && !advice.is_empty(), "{code}");
+    }
+    assert_eq!(rows.len(), ErrorKind::ALL.len());
 }
 
 #[test]

@@ -76,15 +76,3 @@ fn what_the_readme_shows_of_the_commands_is_true() {
         check("README.md", README, &command.split_whitespace().map(str::to_owned).collect::<Vec<_>>());
     }
 }
-
-#[test]
-fn the_files_that_the_readme_points_to_exist() {
-    let links = README.split("](").skip(1).filter_map(|rest| rest.split(')').next());
-    let files = links.filter(|link| !link.contains("://") && !link.starts_with('#'));
-    let files: Vec<&str> = files.filter_map(|link| link.split('#').next()).collect();
-    assert!(files.len() > 4, "{files:?}");
-    for file in files {
-        let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
-        assert!(path.exists(), "README.md points to {file}, which does not exist");
-    }
-}

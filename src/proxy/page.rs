@@ -211,7 +211,7 @@ const fn words(kind: ErrorKind) -> (&'static str, &'static [&'static str]) {
         ),
         ErrorKind::Internal => (
             "Something went wrong",
-            &["Load the page again. If it stays so, the log of the proxy says more (RUST_LOG=nws=debug)."],
+            &["Load the page again. If it stays so, the log of the proxy says more (nws proxy -v)."],
         ),
     }
 }
