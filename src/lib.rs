@@ -11,7 +11,7 @@
 //! | 2 | [`relay`], [`dial`], [`direct`] | one link, the set of links, NIP-11, the embedded server; from a name to a TCP connection; connections beside the relays |
 //! | 1 | [`stream`] | the engine without I/O and without a clock |
 //! | 1 | [`identity`] | a lasting key, proved to an exit |
-//! | 0 | [`name`], [`message`], [`envelope`], [`error`], [`limits`], [`destination`], [`addresses`], [`pattern`], [`private_file`], [`pace`] | names, messages, events, the error table, limits, destinations, reserved addresses, what rules speak of, files with secrets, rates of bytes |
+//! | 0 | [`name`], [`message`], [`envelope`], [`error`], [`limits`], [`destination`], [`addresses`], [`pattern`], [`private_file`], [`pace`], [`pinned`] | names, messages, events, the error table, limits, destinations, reserved addresses, what rules speak of, files with secrets, rates of bytes, certificates by their fingerprint |
 
 pub mod addresses;
 pub mod cli;
@@ -30,6 +30,7 @@ pub mod message;
 pub mod name;
 pub mod pace;
 pub mod pattern;
+pub mod pinned;
 pub mod private_file;
 pub mod proxy;
 pub mod relay;

@@ -24,7 +24,8 @@ struct Weather {
     repeat: f64,
     /// Events that the relay passes on at once, then it waits for `batch`: as strfry does.
     batch: Duration,
-    /// Bytes, or events, that pass in a second each way, before the relay and once more behind it; the rest queues.
+    /// Bytes that pass in a second each way, before the relay and once more behind it, or events that pass in all; the
+    /// rest queues.
     rate: Option<Rate>,
 }
 
@@ -241,7 +242,12 @@ impl World {
                 let jitter = weather.jitter.mul_f64(self.rng.f64());
                 let mut arrival = self.now;
                 if let Some(rate) = weather.rate {
-                    for busy in self.busy.entry((transmit.path, index)).or_insert([self.now; 2]) {
+                    let (whose, stages) = match rate {
+                        Rate::Bytes(_) => (index, 2),
+                        // Events of both directions have one turn: an acknowledgement takes it from data.
+                        Rate::Events(_) => (0, 1),
+                    };
+                    for busy in &mut self.busy.entry((transmit.path, whose)).or_insert([self.now; 2])[..stages] {
                         arrival = arrival.max(*busy) + rate.time(plaintext.len());
                         *busy = arrival;
                     }
@@ -702,6 +708,8 @@ proptest! {
             if world.run(Duration::from_millis(after), |world| world.ended(key)) {
                 break;
             }
+            // An opening without any relay ends with an error after ten seconds; an open stream waits for longer.
+            let pause = if world.ends[PROXY].session.is_open(key).is_ok_and(|open| open) { pause } else { pause.min(500) };
             world.cut(relay);
             world.run(Duration::from_millis(pause), |_| false);
             world.mend(relay, PROXY);

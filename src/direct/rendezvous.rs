@@ -14,9 +14,10 @@ use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 use super::Connection;
-use super::tls::{Identity, one_time, sha256};
+use super::tls::{Identity, one_time};
 use crate::error::{Error, ErrorKind};
 use crate::message::{Offer, SECRET_LEN};
+use crate::pinned::sha256;
 
 /// How long a ticket counts.
 const AGE: Duration = Duration::from_secs(30);

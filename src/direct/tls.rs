@@ -3,32 +3,21 @@
 
 use std::sync::{Arc, OnceLock};
 
-use ring::digest::{SHA256, digest};
-use rustls::client::Resumption;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::ring::sign::any_eddsa_type;
-use rustls::crypto::{CryptoProvider, ring as provider, verify_tls13_signature};
-use rustls::pki_types::{CertificateDer, PrivatePkcs8KeyDer, ServerName, UnixTime};
+use rustls::crypto::{CryptoProvider, ring as provider};
+use rustls::pki_types::PrivatePkcs8KeyDer;
 use rustls::server::{NoServerSessionStorage, ResolvesServerCertUsingSni};
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
-use rustls::{
-    CertificateError, CipherSuite, ClientConfig, DigitallySignedStruct, ServerConfig, SignatureScheme, version,
-};
+use rustls::{CipherSuite, ClientConfig, ServerConfig, version};
 
 use crate::error::{Error, ErrorKind};
 use crate::message::SECRET_LEN;
+use crate::pinned::{Fingerprint, Pinned};
 
 /// The server's half of one connection.
 pub(super) struct Identity {
     pub(super) config: Arc<ServerConfig>,
     pub(super) fingerprint: [u8; SECRET_LEN],
-}
-
-/// SHA-256.
-pub(super) fn sha256(data: &[u8]) -> [u8; SECRET_LEN] {
-    let mut out = [0; SECRET_LEN];
-    out.copy_from_slice(digest(&SHA256, data).as_ref());
-    out
 }
 
 /// What TLS is made of: the cipher first that this machine does in hardware.
@@ -65,7 +54,7 @@ pub(super) fn one_time() -> Result<Identity, Error> {
     let key = rcgen::KeyPair::generate_for(&rcgen::PKCS_ED25519).map_err(|error| failed(&error))?;
     let certificate = rcgen::CertificateParams::default().self_signed(&key).map_err(|error| failed(&error))?;
     let certificate = certificate.der().clone();
-    let fingerprint = sha256(&certificate);
+    let Fingerprint(fingerprint) = Fingerprint::of(&certificate);
     let key = any_eddsa_type(&PrivatePkcs8KeyDer::from(key.serialize_der())).map_err(|error| failed(&error))?;
     let mut config = server()?;
     config.cert_resolver = Arc::new(SingleCertAndKey::from(CertifiedKey::new(vec![certificate], key)));
@@ -91,60 +80,6 @@ fn server() -> Result<ServerConfig, Error> {
 
 /// The client's half, which accepts one certificate.
 pub(super) fn pinned(fingerprint: [u8; SECRET_LEN]) -> Result<Arc<ClientConfig>, Error> {
-    let crypto = crypto();
-    let verifier = Pinned { fingerprint, crypto: Arc::clone(&crypto) };
-    let mut config = ClientConfig::builder_with_provider(crypto)
-        .with_protocol_versions(&[&version::TLS13])
-        .map_err(|error| failed(&error))?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::new(verifier))
-        .with_no_client_auth();
-    config.resumption = Resumption::disabled();
-    Ok(Arc::new(config))
-}
-
-/// Believes the certificate whose fingerprint came over the relays, and no other.
-#[derive(Debug)]
-struct Pinned {
-    fingerprint: [u8; SECRET_LEN],
-    crypto: Arc<CryptoProvider>,
-}
-
-impl ServerCertVerifier for Pinned {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: &ServerName<'_>,
-        _: &[u8],
-        _: UnixTime,
-    ) -> Result<ServerCertVerified, rustls::Error> {
-        if sha256(certificate) == self.fingerprint {
-            Ok(ServerCertVerified::assertion())
-        } else {
-            Err(rustls::Error::InvalidCertificate(CertificateError::ApplicationVerificationFailure))
-        }
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _: &[u8],
-        _: &CertificateDer<'_>,
-        _: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        Err(rustls::Error::General("only TLS 1.3 is spoken here".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signed: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        verify_tls13_signature(message, certificate, signed, &self.crypto.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.crypto.signature_verification_algorithms.supported_schemes()
-    }
+    let pinned = Pinned::to(vec![Fingerprint(fingerprint)], crypto());
+    Ok(Arc::new(pinned.client(&[&version::TLS13]).map_err(|error| failed(&error))?))
 }

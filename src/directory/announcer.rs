@@ -5,27 +5,24 @@
 //! over it, so nobody can learn of an exit from a relay on which it is not heard yet; and relays, which count
 //! connections, see one of each exit.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use nostr::{Event, Keys, RelayUrl, Timestamp};
-use tokio::sync::{mpsc, watch};
+use nostr::{Keys, Timestamp};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::announcement::{Announcement, deletion};
 use crate::message::VERSION;
 use crate::pattern::Ports;
-use crate::relay::{Attachment, Link, Notice};
+use crate::relay::{Link, Posting};
 use crate::stream::PathId;
 
 /// An announcement counts for so many intervals: one or two may be lost.
 const LIFETIME_INTERVALS: u32 = 3;
-
-/// How long the end waits for the relays to take the deletion.
-const FAREWELL: Duration = Duration::from_millis(500);
 
 /// What an exit tells of itself, beside its key and its relays.
 #[derive(Debug, Clone)]
@@ -44,16 +41,8 @@ pub struct Profile {
 pub struct Announcer {
     keys: Keys,
     profile: Profile,
-    relays: HashMap<PathId, RelayUrl>,
-    attachments: HashMap<PathId, Attachment>,
-    notices: mpsc::UnboundedReceiver<Notice>,
     heard_on: watch::Receiver<HashSet<PathId>>,
-    /// The last announcement, and for which relays.
-    last: Option<(HashSet<PathId>, Event)>,
-    /// Relays that have not taken it into their queue yet.
-    due: HashSet<PathId>,
-    /// Relays that refused it, so that the log says so once.
-    refused: HashSet<PathId>,
+    posting: Posting,
 }
 
 impl fmt::Debug for Announcer {
@@ -66,19 +55,7 @@ impl Announcer {
     /// An announcer for an exit with these links, which is heard on `heard_on`.
     #[must_use]
     pub fn new(keys: Keys, links: &[Arc<Link>], heard_on: watch::Receiver<HashSet<PathId>>, profile: Profile) -> Self {
-        let (notices_tx, notices) = mpsc::unbounded_channel();
-        let attach = |link: &Arc<Link>| (link.id(), link.attach(keys.clone(), notices_tx.clone(), None));
-        Self {
-            relays: links.iter().map(|link| (link.id(), link.url().clone())).collect(),
-            attachments: links.iter().map(attach).collect(),
-            keys,
-            profile,
-            notices,
-            heard_on,
-            last: None,
-            due: HashSet::new(),
-            refused: HashSet::new(),
-        }
+        Self { posting: Posting::new("announcement", &keys, links), keys, profile, heard_on }
     }
 
     /// Announces until `end`, then takes it back.
@@ -88,42 +65,26 @@ impl Announcer {
             tokio::select! {
                 biased;
                 () = end.cancelled() => break,
-                Some(notice) = self.notices.recv() => self.on_notice(notice),
                 // The sender lives as long as the exit.
-                Ok(()) = self.heard_on.changed() => self.announce(),
+                Ok(()) = self.heard_on.changed() => {
+                    if self.posting.posted().is_none_or(|(_, relays)| *relays != *self.heard_on.borrow()) {
+                        self.announce();
+                    }
+                }
                 () = sleep_until(next_at) => {
                     next_at = Instant::now() + self.profile.interval;
-                    self.last = None;
                     self.announce();
                 }
+                () = self.posting.keep() => {}
             }
-            self.publish();
         }
         self.take_back().await;
     }
 
-    fn on_notice(&mut self, notice: Notice) {
-        match notice {
-            // A connection is new, or the relay has learned who we are: what it was told before may be lost.
-            Notice::Up(path, _) => {
-                self.due.insert(path);
-                self.announce();
-            }
-            Notice::Refused(path, id, why) => {
-                let ours = self.last.as_ref().is_some_and(|(_, event)| event.id == id);
-                if ours && self.refused.insert(path) {
-                    let relay = self.relays.get(&path).map(ToString::to_string);
-                    tracing::warn!(relay, ?why, "the relay does not take the announcement");
-                }
-            }
-            _ => {}
-        }
-    }
-
-    /// Makes an announcement if there is none for these relays, and notes where it is to go.
+    /// Announces the exit where it is heard now.
     fn announce(&mut self) {
         let heard_on = self.heard_on.borrow_and_update().clone();
-        if heard_on.is_empty() || self.last.as_ref().is_some_and(|(relays, _)| *relays == heard_on) {
+        if heard_on.is_empty() {
             return;
         }
         let now = Timestamp::now().as_secs();
@@ -133,7 +94,7 @@ impl Announcer {
             exit: self.keys.public_key(),
             created_at: now,
             expires_at: now + (self.profile.interval * LIFETIME_INTERVALS).as_secs().max(1),
-            relays: paths.iter().filter_map(|path| self.relays.get(path).cloned()).collect(),
+            relays: paths.iter().filter_map(|path| self.posting.url(*path).cloned()).collect(),
             version: Some(VERSION),
             ports: Some(self.profile.ports.borrow().clone()),
             name: self.profile.name.clone(),
@@ -141,38 +102,22 @@ impl Announcer {
             software: Some(concat!("nws ", env!("CARGO_PKG_VERSION")).to_owned()),
         };
         match announcement.sign(&self.keys) {
-            Ok(event) => {
-                self.due = heard_on.clone();
-                self.last = Some((heard_on, event));
-            }
+            Ok(event) => self.posting.post(event, heard_on),
             Err(error) => tracing::error!(%error, "an announcement could not be made"),
         }
     }
 
-    /// Publishes where it is due and the exit is heard. A relay without room says when it has some.
-    fn publish(&mut self) {
-        let Some((heard_on, event)) = &self.last else { return };
-        let attachments = &self.attachments;
-        self.due.retain(|path| {
-            let attachment = attachments.get(path).filter(|_| heard_on.contains(path));
-            attachment.is_some_and(|attachment| !attachment.try_publish(event.into(), false))
-        });
-    }
-
     /// Asks the relays to forget the announcement.
-    async fn take_back(self) {
-        let Some((heard_on, event)) = self.last else { return };
-        let request = match deletion(&self.keys, &event, Timestamp::now().as_secs()) {
-            Ok(request) => request,
-            Err(error) => return tracing::error!(%error, "a deletion could not be made"),
-        };
-        let attachments = heard_on.iter().filter_map(|path| self.attachments.get(path));
-        let taking = attachments.map(|attachment| async {
-            attachment.sent(FAREWELL).await;
-            // A relay that has no room even now forgets by itself when the announcement expires.
-            let _ = attachment.try_publish((&request).into(), false);
-            attachment.sent(FAREWELL).await;
-        });
-        futures_util::future::join_all(taking).await;
+    async fn take_back(mut self) {
+        let Some((event, relays)) = self.posting.posted().cloned() else { return };
+        match deletion(&self.keys, &event, Timestamp::now().as_secs()) {
+            Ok(request) => {
+                self.posting.left().await;
+                // A relay that has no room even now forgets by itself when the announcement expires.
+                self.posting.post(request, relays);
+                self.posting.left().await;
+            }
+            Err(error) => tracing::error!(%error, "a deletion could not be made"),
+        }
     }
 }

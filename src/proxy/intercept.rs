@@ -20,7 +20,7 @@ use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use rustls::ServerConfig;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::server::Acceptor;
 use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncWrite, AsyncWriteExt, BufReader, DuplexStream, ReadBuf, duplex};
@@ -35,7 +35,8 @@ use super::pins::Pins;
 use crate::error::{Error, ErrorKind};
 use crate::limits::Limits;
 use crate::name::NostrName;
-use crate::tls::{Authority, Pinned, TlsError, provider};
+use crate::pinned::{Fingerprint, Pinned};
+use crate::tls::{Authority, TlsError, provider};
 use crate::tunnel::copy::both;
 use crate::tunnel::{Compartment, Tunnel, TunnelStream};
 
@@ -178,7 +179,7 @@ impl Interceptor {
                 return self.reach_plain(compartment, name, offered).await;
             }
             let refusal = match self.tunnel.open(compartment, name, HTTPS, &[]).await {
-                Ok(stream) => match connect(stream, Pinned::to(pin.certificates().to_vec()), offered).await {
+                Ok(stream) => match connect(stream, pin.certificates(), offered).await {
                     Ok(far) => return Ok(far),
                     Err(refusal) => refusal,
                 },
@@ -224,12 +225,18 @@ impl Interceptor {
 }
 
 /// TLS to the exit, which must show one of these certificates.
-async fn connect(stream: TunnelStream, pinned: Arc<Pinned>, offered: &[Vec<u8>]) -> Result<Far, Refusal> {
+async fn connect(
+    stream: TunnelStream,
+    certificates: &[CertificateDer<'static>],
+    offered: &[Vec<u8>],
+) -> Result<Far, Refusal> {
     let internal = |error: &dyn fmt::Display| Error::new(ErrorKind::Internal, format!("TLS to the exit: {error}"));
-    let config = pinned.client(offered.to_vec()).map_err(|error| internal(&error))?;
+    let pinned = Pinned::to(certificates.iter().map(Fingerprint::of).collect(), provider());
+    let mut config = pinned.client(rustls::DEFAULT_VERSIONS).map_err(|error| internal(&error))?;
+    config.alpn_protocols = offered.to_vec();
     // The exit knows its certificate without being told a name.
     let name = ServerName::try_from("exit.nostr").map_err(|error| internal(&error))?;
-    match TlsConnector::from(config).connect(name, stream).await {
+    match TlsConnector::from(Arc::new(config)).connect(name, stream).await {
         Ok(stream) => {
             let protocol = stream.get_ref().1.alpn_protocol().map(<[u8]>::to_vec);
             Ok(Far { stream: Box::new(stream), protocol })
@@ -237,7 +244,7 @@ async fn connect(stream: TunnelStream, pinned: Arc<Pinned>, offered: &[Vec<u8>])
         Err(error) => match pinned.stranger() {
             Some(shown) => {
                 tracing::warn!("an exit shows another TLS certificate than it has published; its clients are refused");
-                let published = pinned.fingerprints().iter().map(ToString::to_string).collect();
+                let published = pinned.expected().iter().map(ToString::to_string).collect();
                 Err(Refusal::Certificate { published, shown: shown.to_string() })
             }
             None => Err(match Error::from_io(&error, "TLS to the exit") {

@@ -12,9 +12,10 @@ use super::RunError;
 use super::shutdown::Shutdown;
 use crate::limits::Limits;
 use crate::name::NostrName;
+use crate::pinned::Fingerprint;
 use crate::relay::{Links, Upstream};
 use crate::tls::certificate::{Facts, fits, forms, seconds};
-use crate::tls::{Fingerprint, pem, search};
+use crate::tls::{pem, search};
 
 /// Looks for the newest certificates of an exit on these relays and prints them; `text` is its name as it was written.
 ///

@@ -19,8 +19,9 @@ use crate::directory::{Announcer, Profile};
 use crate::exit::{Access, Dialer, DirectPaths, Exit, Policy, Services, Terminator};
 use crate::limits::Limits;
 use crate::name::NostrName;
+use crate::pinned::Fingerprint;
 use crate::tls::certificate::seconds;
-use crate::tls::{Fingerprint, Kept, Publisher, Source};
+use crate::tls::{Kept, Publisher, Source};
 use crate::tunnel::Acceptor;
 
 /// The port of the web with TLS.

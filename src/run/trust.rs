@@ -6,9 +6,10 @@ use std::time::SystemTime;
 
 use super::RunError;
 use crate::config::TrustConfig;
+use crate::pinned::Fingerprint;
+use crate::tls::TlsError;
 use crate::tls::authority::{Authority, read_root, root_path, title};
 use crate::tls::install::{Root, Store, nss_stores, system_store};
-use crate::tls::{Fingerprint, TlsError};
 
 /// Which stores are meant.
 #[derive(Debug, Clone, Default)]

@@ -7,7 +7,7 @@
 //!   distance, and fills no relay's queue.
 //! * A loss halves it (NewReno, RFC 9002 section 7.3.2).
 //! * The round trip of the empty path is only taken from events that met few of ours under way, and where there were
-//!   none for long, the path is emptied for a moment, as BBR does (`ProbeRTT`). The smallest round trip of all would not
+//!   none for long, the relay's queue is emptied for a moment, as BBR does (`ProbeRTT`). The smallest round trip of all would not
 //!   do: a relay that passes events on in batches, 100 ms apart, sometimes looks near and never is.
 //!
 //! It never waits for a relay's `OK`: only the peer's acknowledgements count, since some relays send none.
@@ -29,8 +29,11 @@ const QUEUE_SHARE: u32 = 8;
 const QUEUE_EVENTS: u64 = 2;
 /// An event tells the round trip of the empty path when it left with fewer than this many before it.
 pub(super) const QUIET_EVENTS: usize = 4;
-/// How long such a round trip counts; then the path is emptied to measure it anew.
+/// How long such a round trip counts; then the queue is emptied to measure it anew.
 const QUIET_WINDOW: Duration = Duration::from_secs(10);
+/// Rounds more that it is measured after the first event has arrived that met no queue: of those that share an
+/// acknowledgement, the last one alone has not waited for it.
+const QUIET_ROUNDS: u32 = 1;
 
 /// A queue of so long ends slow start also where HyStart++ is undecided, as when several paths take turns.
 const SLOW_START_QUEUE: Duration = Duration::from_millis(60);
@@ -97,21 +100,18 @@ struct Quiet {
     window_start: Option<Instant>,
     /// When it was last seen.
     seen: Option<Instant>,
-    /// Since when the path is being emptied for it.
-    probing: Option<Instant>,
+    /// While the queue is being emptied for it: what may be under way meanwhile, and for how many rounds more.
+    probing: Option<(u64, u32)>,
 }
 
 impl Quiet {
-    fn sample(&mut self, now: Instant, sent: Instant, rtt: Duration) {
+    fn sample(&mut self, now: Instant, rtt: Duration) {
         if self.window_start.is_none_or(|start| now.saturating_duration_since(start) > QUIET_WINDOW) {
             self.window_start = Some(now);
             self.minima = [None, self.minima[0]];
         }
         self.minima[0] = Some(self.minima[0].map_or(rtt, |min| min.min(rtt)));
         self.seen = Some(now);
-        if self.probing.is_some_and(|since| sent >= since) {
-            self.probing = None;
-        }
     }
 
     fn min(&self) -> Option<Duration> {
@@ -140,17 +140,17 @@ impl Congestion {
 
     /// Bytes that may be under way.
     pub(super) fn window(&self) -> u64 {
-        if self.is_probing() { self.window.min(QUIET_EVENTS as u64 * EVENT / 2) } else { self.window }
+        self.quiet.probing.map_or(self.window, |(window, _)| self.window.min(window))
     }
 
-    /// Whether what leaves now is to be acknowledged at once: the path's round trip is being measured, or so little may be
-    /// under way that the sender would stand still meanwhile.
+    /// Whether what leaves now is to be acknowledged at once: so little may be under way that the sender would stand still
+    /// meanwhile.
     pub(super) fn wants_prompt_answers(&self) -> bool {
         self.window() <= QUIET_EVENTS as u64 * EVENT
     }
 
-    /// Whether the path is being emptied to measure its round trip.
-    const fn is_probing(&self) -> bool {
+    /// Whether the relay's queue is being emptied to measure its round trip.
+    pub(super) const fn is_probing(&self) -> bool {
         self.quiet.probing.is_some()
     }
 
@@ -166,7 +166,7 @@ impl Congestion {
             self.round.rtt = Some(self.round.rtt.map_or(rtt, |min| min.min(rtt)));
             self.round.samples += 1;
             if event.quiet {
-                self.quiet.sample(now, event.sent, rtt);
+                self.quiet.sample(now, rtt);
             }
         }
         let counts = event.full && self.recovery.is_none_or(|start| event.sent > start);
@@ -219,9 +219,15 @@ impl Congestion {
             let next = if aim > self.window { aim } else { u64::midpoint(self.window, aim) };
             self.window = next.clamp(MIN_EVENTS * EVENT, 2 * self.window).min(self.window_max);
         }
-        if round.full && self.quiet.is_stale(now) {
-            self.quiet.probing.get_or_insert(now);
-        }
+        self.quiet.probing = match self.quiet.probing {
+            Some((window, rounds)) => rounds.checked_sub(1).map(|rounds| (window, rounds)),
+            None if round.full && self.quiet.is_stale(now) => {
+                let rtts = self.quiet.min().zip(round.rtt);
+                let base = rtts.map_or(0, |(base, rtt)| scale(self.window, base.min(rtt), rtt));
+                Some(((base / 4 * 3).max(QUIET_EVENTS as u64 * EVENT / 2), QUIET_ROUNDS))
+            }
+            None => None,
+        };
     }
 
     /// An event sent at `sent` is lost; one reaction for all losses of a round trip.
@@ -285,7 +291,7 @@ mod tests {
                 self.now += rtt;
                 let end = self.packet + events;
                 for index in 0..events {
-                    let quiet = index < QUIET_EVENTS as u64 && (self.packet == 0 || self.congestion.is_probing());
+                    let quiet = index < QUIET_EVENTS as u64 && self.packet == 0 || self.congestion.is_probing();
                     let rtt = Some(if quiet { self.base } else { rtt });
                     let event = Arrived { bytes: EVENT, packet: self.packet, sent, rtt, full: true, quiet };
                     self.congestion.acknowledged(self.now, event, end);
@@ -364,9 +370,10 @@ mod tests {
             relay.rounds(1);
             if relay.congestion.is_probing() {
                 probes += 1;
-                assert!(relay.congestion.window() <= QUIET_EVENTS as u64 * EVENT);
-                relay.rounds(1);
-                assert!(!relay.congestion.is_probing(), "one round is enough");
+                assert_eq!(relay.rtt(), relay.base, "nothing waits in the relay's queue");
+                assert!(relay.congestion.window() > 20 * EVENT, "and the way there and back is not empty");
+                relay.rounds(2);
+                assert!(!relay.congestion.is_probing(), "two rounds are enough");
             }
         }
         assert!((2..=4).contains(&probes), "{probes} in {:?}", QUIET_WINDOW * 4);

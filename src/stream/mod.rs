@@ -3,6 +3,7 @@
 //! It does no I/O and knows no clock: messages, instants and bytes go in; messages, events and the next instant to wake
 //! it come out. So a simulation runs an hour of a bad network in a second. [`crate::tunnel`] drives it for real.
 
+mod acks;
 mod congestion;
 mod memory;
 mod old;
@@ -30,3 +31,7 @@ pub type PacketId = u64;
 
 /// Longest time that an acknowledgement waits for company.
 pub const ACK_DELAY: Duration = Duration::from_millis(20);
+
+/// The same in the midst of a long transfer, where many chunks come one after another: a relay that is limited in events has
+/// to pass each acknowledgement in the place of data.
+pub const ACK_DELAY_MAX: Duration = Duration::from_millis(70);

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use super::congestion::{Arrived, Congestion, QUIET_EVENTS};
 use super::rtt::Rtt;
-use super::{ACK_DELAY, PacketId};
+use super::{ACK_DELAY_MAX, PacketId};
 
 /// Slack for what the machines themselves add before an acknowledgement is out: a busy core, a timer's grain.
 const SCHEDULING_SLACK: Duration = Duration::from_millis(30);
@@ -156,7 +156,7 @@ impl Path {
         self.pace(now, bytes);
         let window_full = self.in_flight * 2 >= self.congestion.window();
         let missing = chunks.len();
-        let quiet = self.sent.len() < QUIET_EVENTS;
+        let quiet = self.sent.len() < QUIET_EVENTS || self.congestion.is_probing();
         self.sent.insert(self.next_packet, Sent { at: now, plaintext, bytes, chunks, missing, window_full, quiet });
         self.next_packet += 1;
         self.active = Some(now);
@@ -251,7 +251,7 @@ impl Path {
 
     /// How long after its sending an event is lost, if a later one has arrived.
     fn loss_delay(&self) -> Duration {
-        self.rtt.conservative() * 5 / 4 + self.reordering + ACK_DELAY + SCHEDULING_SLACK
+        self.rtt.conservative() * 5 / 4 + self.reordering + ACK_DELAY_MAX + SCHEDULING_SLACK
     }
 
     /// Takes out the events that are lost by now.
@@ -278,7 +278,7 @@ impl Path {
     }
 
     fn probe_at(&self) -> Option<Instant> {
-        let pause = self.rtt.probe_timeout() + ACK_DELAY + SCHEDULING_SLACK;
+        let pause = self.rtt.probe_timeout() + ACK_DELAY_MAX + SCHEDULING_SLACK;
         let pause = pause.saturating_mul(1 << self.probes.min(10)).min(PROBE_PAUSE_MAX);
         (!self.sent.is_empty()).then(|| self.active.map(|active| active + pause)).flatten()
     }

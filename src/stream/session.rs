@@ -184,7 +184,7 @@ impl Session {
                 self.arm(key);
             } else if stream.awaits_an_answer() {
                 // The acceptance rides on the answer, if that is quick.
-                stream.ack_by(now + ACK_DELAY);
+                stream.acks.by(now + ACK_DELAY);
                 self.arm(key);
             } else {
                 self.owe_ack_now(now, key);
@@ -399,7 +399,7 @@ impl Session {
 
     fn owe_ack_now(&mut self, now: Instant, key: Uuid) {
         if let Some(stream) = self.streams.get_mut(&key) {
-            stream.ack_by(now);
+            stream.acks.by(now);
             if !stream.queued_ack {
                 stream.queued_ack = true;
                 self.ack_queue.push_back(key);
@@ -454,7 +454,7 @@ impl Session {
     fn settle(&mut self, now: Instant, key: Uuid) {
         let Some(stream) = self.streams.get_mut(&key).filter(|stream| stream.is_over()) else { return };
         let ack = stream.recv.ack();
-        if stream.owes_ack() {
+        if stream.acks.due_at().is_some() {
             self.reply(None, Message { ack: Some(ack), ..Message::new(key, Type::Ack) });
         }
         self.tombstones.bury(now, key, LastWord::Acknowledged(ack));

@@ -5,11 +5,12 @@ use std::time::{Duration, Instant};
 use crate::error::Error;
 use crate::message::{Message, Type, VERSION};
 
+use super::Settings;
+use super::acks::Acks;
 use super::memory::Holding;
 use super::old::{BUFFER, Old};
 use super::recv::RecvBuffer;
 use super::send::SendBuffer;
-use super::{ACK_DELAY, Settings};
 
 /// Most bytes of early data in a `CONNECT`: it must fit the smallest relay beside everything else.
 pub(super) const EARLY_MAX: usize = 16 * 1024;
@@ -21,13 +22,6 @@ const CONNECT_PAUSE_MAX: Duration = Duration::from_secs(4);
 const PROBE_PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause between two probes: enough of them fit into the stall time that loss alone does not end a stream.
 const PROBE_PAUSE_MAX: Duration = Duration::from_secs(5);
-/// Chunks that may arrive before an acknowledgement is due at once: few at first, while the sender's window is small
-/// and grows with each answer, more when many have come (as `draft-ietf-quic-ack-frequency` does on request).
-const CHUNKS_PER_ACK: std::ops::RangeInclusive<u32> = 2..=8;
-/// One more chunk may wait for each so many that have come.
-const CHUNKS_PER_PATIENCE: u32 = 4;
-/// Acknowledgements for gaps come no closer than this: a relay that shuffles opens a gap with every event.
-const GAP_ACK_PAUSE: Duration = Duration::from_millis(5);
 
 /// How far a stream is.
 #[derive(Debug)]
@@ -109,10 +103,8 @@ pub(super) struct Stream {
     /// Probes without an answer.
     probes: u32,
     last_probe: Option<Instant>,
-    chunks_unacked: u32,
-    chunks: u32,
-    ack_at: Option<Instant>,
-    last_ack: Option<Instant>,
+    /// What it owes the peer.
+    pub(super) acks: Acks,
     said_max: u64,
 }
 
@@ -135,10 +127,7 @@ impl Stream {
             waiting_since: None,
             probes: 0,
             last_probe: None,
-            chunks_unacked: 0,
-            chunks: 0,
-            ack_at: None,
-            last_ack: None,
+            acks: Acks::default(),
             said_max: 0,
         }
     }
@@ -249,37 +238,6 @@ impl Stream {
         self.waiting_since.get_or_insert(now);
     }
 
-    /// A new chunk arrived that may wait for company before it is acknowledged.
-    pub(super) fn owe_ack(&mut self, now: Instant) {
-        self.chunks_unacked += 1;
-        self.chunks = self.chunks.saturating_add(1);
-        let most = (self.chunks / CHUNKS_PER_PATIENCE).clamp(*CHUNKS_PER_ACK.start(), *CHUNKS_PER_ACK.end());
-        let at = if self.chunks_unacked >= most { now } else { now + ACK_DELAY };
-        self.ack_by(at);
-    }
-
-    /// A gap was opened or filled: the sender should know soon.
-    pub(super) fn owe_gap_ack(&mut self, now: Instant) {
-        self.chunks_unacked += 1;
-        let at = self.last_ack.map_or(now, |last| (last + GAP_ACK_PAUSE).max(now));
-        self.ack_by(at);
-    }
-
-    /// An acknowledgement is due no later than this.
-    pub(super) fn ack_by(&mut self, at: Instant) {
-        self.ack_at = Some(self.ack_at.map_or(at, |due| due.min(at)));
-    }
-
-    /// Whether an acknowledgement is due.
-    pub(super) fn is_ack_due(&self, now: Instant) -> bool {
-        self.ack_at.is_some_and(|at| at <= now)
-    }
-
-    /// Whether an acknowledgement waits that may ride on something else.
-    pub(super) const fn owes_ack(&self) -> bool {
-        self.ack_at.is_some()
-    }
-
     /// Puts the acknowledgement and the credit into a message on its way out, of whatever type.
     ///
     /// Data of an open stream always carries it: so whoever does not know the stream can tell data that overtook its
@@ -291,9 +249,7 @@ impl Stream {
         }
         message.ack = Some(self.recv.ack());
         message.sack = self.recv.sack();
-        self.ack_at = None;
-        self.last_ack = Some(now);
-        self.chunks_unacked = 0;
+        self.acks.note_sent(now);
         // Without `max` it says: heard, but not accepted yet.
         if accepted && (force || !self.confirmed || self.recv.max() != self.said_max) {
             message.max = Some(self.recv.max());
@@ -330,12 +286,15 @@ impl Stream {
                 let acts = old.acts_at(settings.open_timeout, settings.old_idle);
                 Some(send.map_or(acts, |send| send.min(acts)))
             }
-            Phase::Incoming => self.ack_at.filter(|_| !self.queued_ack),
+            Phase::Incoming => self.acks.due_at().filter(|_| !self.queued_ack),
             Phase::Open => {
                 let since = [self.waiting_since, self.released].into_iter().flatten().min();
                 let stall = since.map(|since| since + settings.stall_timeout);
                 // Once queued, an acknowledgement goes out when a relay has room; no clock helps it.
-                [self.ack_at.filter(|_| !self.queued_ack), stall, self.probe_at(settings)].into_iter().flatten().min()
+                [self.acks.due_at().filter(|_| !self.queued_ack), stall, self.probe_at(settings)]
+                    .into_iter()
+                    .flatten()
+                    .min()
             }
         }
     }

@@ -17,7 +17,8 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
 
 use super::certificate::{BACKDATED, Facts, fits, seconds};
-use super::{Fingerprint, TlsError, pem, provider};
+use super::{TlsError, pem, provider};
+use crate::pinned::Fingerprint;
 use crate::private_file::{self, PrivateFileError};
 
 /// The file of the root certificate, for everybody to read.

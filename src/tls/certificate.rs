@@ -10,7 +10,6 @@ use rcgen::{
     CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, KeyPair, KeyUsagePurpose,
     PKCS_ECDSA_P256_SHA256,
 };
-use ring::digest;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::sign::CertifiedKey;
@@ -19,6 +18,7 @@ use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::{TlsError, pem};
 use crate::name::{DNS_LABEL_MAX, DNS_NAME_MAX, NostrName};
+use crate::pinned::sha256;
 
 /// How long a certificate of ours is valid.
 pub const LIFETIME: Duration = Duration::from_secs(365 * 24 * 60 * 60);
@@ -31,34 +31,6 @@ const CHAIN_MAX: usize = 10;
 
 /// Single relays of a name that get a form of their own.
 const RELAYS_MAX: usize = 16;
-
-/// The SHA-256 of a certificate, by which people and programs compare them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Fingerprint([u8; 32]);
-
-impl Fingerprint {
-    /// Of this certificate.
-    #[must_use]
-    pub fn of(certificate: &CertificateDer<'_>) -> Self {
-        Self(sha256(certificate.as_ref()))
-    }
-}
-
-impl fmt::Display for Fingerprint {
-    /// Writes it as browsers and openssl do: hex with colons.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for (index, byte) in self.0.iter().enumerate() {
-            write!(f, "{}{byte:02X}", if index == 0 { "" } else { ":" })?;
-        }
-        Ok(())
-    }
-}
-
-fn sha256(bytes: &[u8]) -> [u8; 32] {
-    let mut out = [0; 32];
-    out.copy_from_slice(digest::digest(&digest::SHA256, bytes).as_ref());
-    out
-}
 
 /// What a certificate says of itself.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -7,7 +7,6 @@ pub mod certificate;
 pub mod install;
 pub mod kept;
 pub mod pem;
-pub mod pinned;
 pub mod published;
 pub mod publisher;
 pub mod search;
@@ -19,9 +18,8 @@ use rustls::crypto::CryptoProvider;
 use crate::private_file::PrivateFileError;
 
 pub use authority::Authority;
-pub use certificate::{Certificate, Fingerprint};
+pub use certificate::Certificate;
 pub use kept::{Kept, Source};
-pub use pinned::Pinned;
 pub use published::{KIND_CERTIFICATE, Published};
 pub use publisher::Publisher;
 pub use search::search;

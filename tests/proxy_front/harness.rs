@@ -19,7 +19,7 @@ use tokio_util::task::TaskTracker;
 use tower::Service;
 
 /// Longest wait for anything that must happen; only a failing test waits so long.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// Waits for what must happen.
 pub(crate) async fn within<F: Future>(future: F) -> F::Output {
@@ -102,7 +102,11 @@ impl Proxy {
     }
 
     pub(crate) async fn with_limits<S: Route>(route: S, limits: Limits) -> Self {
-        let listener = Listener::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        Self::on("127.0.0.1:0", route, limits).await
+    }
+
+    pub(crate) async fn on<S: Route>(address: &str, route: S, limits: Limits) -> Self {
+        let listener = Listener::bind(address.parse().unwrap()).await.unwrap();
         let proxy =
             Self { address: listener.local_addr(), cancel: CancellationToken::new(), tracker: TaskTracker::new() };
         let serving = listener.serve(route, Arc::new(limits), proxy.cancel.clone(), proxy.tracker.clone());

@@ -86,7 +86,9 @@ async fn several_listeners_may_share_one_count() {
 
 #[tokio::test]
 async fn a_drain_closes_what_is_idle_and_lets_the_rest_finish() {
-    let proxy = Proxy::start(Script::to(echo().await)).await;
+    // No other test listens on this address, so none can take its port over and answer in its place.
+    let address = if cfg!(target_os = "linux") { "127.83.0.1:0" } else { "127.0.0.1:0" };
+    let proxy = Proxy::on(address, Script::to(echo().await), Limits::default()).await;
     let page = Proxy::start(Script::to(canned(b"HTTP/1.1 204 No Content\r\n\r\n").await)).await;
     let mut tunnel = tunnel(&proxy).await;
     let mut silent = proxy.client().await;

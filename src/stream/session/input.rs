@@ -332,11 +332,11 @@ impl Session {
         match stream.recv.receive(off, data, fin) {
             Ok(received) => {
                 match received {
-                    Received::New => stream.owe_ack(now),
-                    Received::Notable => stream.owe_gap_ack(now),
-                    Received::Duplicate => stream.ack_by(now),
+                    Received::New => stream.acks.chunk(now),
+                    Received::Notable => stream.acks.gap(now),
+                    Received::Duplicate => stream.acks.by(now),
                 }
-                if stream.is_ack_due(now) {
+                if stream.acks.is_due(now) {
                     self.owe_ack_now(now, key);
                 }
                 let stream = self.streams.get(&key);

@@ -224,7 +224,7 @@ impl Session {
             let Some(key) = self.ack_queue.pop_front() else { break };
             let Some(stream) = self.streams.get_mut(&key) else { continue };
             stream.queued_ack = false;
-            if stream.owes_ack() {
+            if stream.acks.due_at().is_some() {
                 let message = stream.ack_message(now, key);
                 used += message.encoded_len() + 1;
                 messages.push(message);

@@ -27,7 +27,9 @@ impl Session {
         self.trouble = None;
         self.repeat_openings(now, id);
         // A greeting on this very path: the peer learns that we are back there, and its answer tells us the same.
-        let greeting = self.streams.iter_mut().find(|(_, stream)| matches!(stream.phase, Phase::Open));
+        // An old peer knows neither, and is told nothing.
+        let mut streams = self.streams.iter_mut();
+        let greeting = streams.find(|(_, stream)| matches!(stream.phase, Phase::Open) && !stream.is_old());
         if let Some((&key, stream)) = greeting {
             let message = Message { probe: true, ..stream.ack_message(now, key) };
             self.replies.push_back((Some(id), message));

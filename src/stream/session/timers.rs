@@ -89,7 +89,7 @@ impl Session {
                 self.remove(key);
             }
         } else {
-            if stream.is_ack_due(now) {
+            if stream.acks.is_due(now) {
                 self.owe_ack_now(now, key);
             }
             self.probe_stream(now, now, key);

@@ -1,41 +1,64 @@
-//! TLS to an exit that must show one of the certificates it has published, and no other. Names and dates are not looked
-//! at: the exit's own key has signed that it is this certificate, which says more, and the Go program's are expired from
-//! the first second on.
+//! Certificates that are known by their SHA-256, and TLS to a server that must show one of them. Names, dates and
+//! authorities are not looked at: whoever said which certificate it is has said more than they could.
 
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use ring::digest::{SHA256, digest};
+use rustls::client::Resumption;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, verify_tls12_signature, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, SignatureScheme, SupportedProtocolVersion};
 
-use super::{Fingerprint, provider};
+/// The SHA-256 of a certificate, by which people and programs compare them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint(pub [u8; 32]);
 
-/// The certificates that may be shown, and what was shown instead.
+impl Fingerprint {
+    /// Of this certificate.
+    #[must_use]
+    pub fn of(certificate: &CertificateDer<'_>) -> Self {
+        Self(sha256(certificate))
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    /// Writes it as browsers and openssl do: hex with colons.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, byte) in self.0.iter().enumerate() {
+            write!(f, "{}{byte:02X}", if index == 0 { "" } else { ":" })?;
+        }
+        Ok(())
+    }
+}
+
+/// SHA-256.
+pub(crate) fn sha256(bytes: &[u8]) -> [u8; 32] {
+    let mut out = [0; 32];
+    out.copy_from_slice(digest(&SHA256, bytes).as_ref());
+    out
+}
+
+/// The certificates that may be shown, and what was shown instead. Each connection has its own.
+#[derive(Debug)]
 pub struct Pinned {
-    certificates: Vec<CertificateDer<'static>>,
+    expected: Vec<Fingerprint>,
     stranger: Mutex<Option<Fingerprint>>,
     provider: Arc<CryptoProvider>,
 }
 
-impl fmt::Debug for Pinned {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pinned").field("certificates", &self.fingerprints()).finish_non_exhaustive()
-    }
-}
-
 impl Pinned {
-    /// These and no others. Each connection has its own.
+    /// These and no others; `provider` is the cryptography that TLS is done with.
     #[must_use]
-    pub fn to(certificates: Vec<CertificateDer<'static>>) -> Arc<Self> {
-        Arc::new(Self { certificates, stranger: Mutex::default(), provider: provider() })
+    pub fn to(expected: Vec<Fingerprint>, provider: Arc<CryptoProvider>) -> Arc<Self> {
+        Arc::new(Self { expected, stranger: Mutex::default(), provider })
     }
 
     /// The fingerprints of those that may be shown.
     #[must_use]
-    pub fn fingerprints(&self) -> Vec<Fingerprint> {
-        self.certificates.iter().map(Fingerprint::of).collect()
+    pub fn expected(&self) -> &[Fingerprint] {
+        &self.expected
     }
 
     /// The fingerprint of a certificate that was shown and is none of them.
@@ -44,20 +67,22 @@ impl Pinned {
         *self.stranger.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// How to connect, offering these protocols (ALPN).
+    /// How to connect, in one of these versions of TLS.
     ///
     /// # Errors
-    /// The library knows no TLS that it could speak.
-    pub fn client(self: &Arc<Self>, alpn: Vec<Vec<u8>>) -> Result<Arc<ClientConfig>, rustls::Error> {
+    /// The provider cannot do them.
+    pub fn client(
+        self: &Arc<Self>,
+        versions: &[&'static SupportedProtocolVersion],
+    ) -> Result<ClientConfig, rustls::Error> {
         let mut config = ClientConfig::builder_with_provider(Arc::clone(&self.provider))
-            .with_safe_default_protocol_versions()?
+            .with_protocol_versions(versions)?
             .dangerous()
             .with_custom_certificate_verifier(Arc::clone(self) as Arc<dyn ServerCertVerifier>)
             .with_no_client_auth();
-        config.alpn_protocols = alpn;
         // A resumed session shows no certificate.
-        config.resumption = rustls::client::Resumption::disabled();
-        Ok(Arc::new(config))
+        config.resumption = Resumption::disabled();
+        Ok(config)
     }
 }
 
@@ -70,10 +95,11 @@ impl ServerCertVerifier for Pinned {
         _: &[u8],
         _: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
-        if self.certificates.iter().any(|certificate| certificate.as_ref() == end_entity.as_ref()) {
+        let shown = Fingerprint::of(end_entity);
+        if self.expected.contains(&shown) {
             return Ok(ServerCertVerified::assertion());
         }
-        *self.stranger.lock().unwrap_or_else(PoisonError::into_inner) = Some(Fingerprint::of(end_entity));
+        *self.stranger.lock().unwrap_or_else(PoisonError::into_inner) = Some(shown);
         Err(CertificateError::ApplicationVerificationFailure.into())
     }
 
