@@ -217,6 +217,9 @@ async fn a_connection_above_the_limit_waits_and_those_that_have_a_place_give_it_
     assert_eq!(third.try_read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
     ask(&mut first, &bytes).await;
     assert_eq!(answer(&mut first).await.answers.len(), 1);
+    // It asks on at once, and is not answered any more.
+    let framed = [&u16::try_from(bytes.len()).unwrap().to_be_bytes()[..], &bytes].concat();
+    let _ = first.write_all(&framed).await;
     assert!(is_over(&mut first).await);
     assert_eq!(answer(&mut third).await.answers.len(), 1);
     // So does one that asks nothing.
