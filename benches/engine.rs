@@ -2,14 +2,16 @@
 //! carrying them. What one MiB of one stream costs, and small messages of many streams; before that, how many events
 //! either makes. `cargo bench --bench engine`.
 //!
-//! Time is simulated, so that the same events are made in every run. For counts that do not move either:
-//! `valgrind --tool=callgrind target/release/deps/engine-… --bench --sample-count 1 --sample-size 1 download`.
+//! Time is simulated, so that the same events are made in every run. For counts that do not move either: `.ci/counts`.
 
-#![allow(clippy::unwrap_used, reason = "a panic is the failure report of a benchmark")]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a panic is the failure report of a benchmark")]
 #![allow(clippy::print_stdout, reason = "the output is what a benchmark is for")]
+
+mod counting;
 
 use std::time::{Duration, Instant};
 
+use counting::{Operation, boxed};
 use divan::Bencher;
 use divan::counter::{BytesCount, ItemsCount};
 use nws::envelope::EventLimits;
@@ -28,6 +30,11 @@ const SHORT: usize = 300;
 const STREAMS: usize = 128;
 
 fn main() {
+    let operations: [(&str, &dyn Fn() -> Operation); 2] =
+        [("download", &|| boxed(download())), ("short_exchanges", &|| boxed(short_exchanges()))];
+    if counting::answer(&operations) {
+        return;
+    }
     let (mut joined, keys) = Joined::with_streams(1);
     joined.download(keys[0], MIB);
     joined.events = [0; 2];
@@ -158,14 +165,29 @@ impl Joined {
     }
 }
 
-#[divan::bench]
-fn download(bencher: Bencher<'_, '_>) {
+/// One MiB of one stream down.
+fn download() -> impl FnMut() {
     let (mut joined, keys) = Joined::with_streams(1);
-    bencher.counter(BytesCount::new(MIB)).bench_local(|| joined.download(keys[0], MIB));
+    move || joined.download(keys[0], MIB)
 }
 
-#[divan::bench]
-fn short_exchanges(bencher: Bencher<'_, '_>) {
+/// A short request and its answer on each of many streams.
+fn short_exchanges() -> impl FnMut() {
     let (mut joined, keys) = Joined::with_streams(STREAMS);
-    bencher.counter(ItemsCount::new(STREAMS)).bench_local(|| joined.exchange(&keys));
+    move || joined.exchange(&keys)
+}
+
+/// Measures them.
+mod measured {
+    use super::{Bencher, BytesCount, ItemsCount, MIB, STREAMS};
+
+    #[divan::bench]
+    fn download(bencher: Bencher<'_, '_>) {
+        bencher.counter(BytesCount::new(MIB)).bench_local(super::download());
+    }
+
+    #[divan::bench]
+    fn short_exchanges(bencher: Bencher<'_, '_>) {
+        bencher.counter(ItemsCount::new(STREAMS)).bench_local(super::short_exchanges());
+    }
 }

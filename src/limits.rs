@@ -66,6 +66,8 @@ pub struct Limits {
     pub proxy_connections: usize,
     /// Most names that addresses of `dns.pool` stand for.
     pub dns_names: usize,
+    /// Most TCP connections of the resolver at once.
+    pub dns_connections: usize,
     /// Most open streams of one client of a proxy; a client is an address, so all programs behind loopback are one.
     pub client_streams: usize,
     /// Most new streams of one client of a proxy in a second, and at once.
@@ -142,6 +144,7 @@ impl Default for Limits {
             known_exits: 1_000,
             proxy_connections: 20_000,
             dns_names: 10_000,
+            dns_connections: 256,
             client_streams: 20_000,
             client_streams_per_second: 2_000,
             client_bytes_per_second: ByteSize::b(0),

@@ -7,6 +7,11 @@ use nws::cli::{self, Cli};
 use nws::config::Sources;
 use nws::run::{RunError, log};
 
+/// musl's own has one lock for all threads (Cargo.toml says what that costs).
+#[cfg(target_env = "musl")]
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,

@@ -26,12 +26,17 @@ struct World {
 }
 
 async fn resolver(pool: &str, forward: &[SocketAddr]) -> World {
+    resolver_for(pool, forward, 100).await
+}
+
+/// One that takes so many TCP connections.
+async fn resolver_for(pool: &str, forward: &[SocketAddr], connections: usize) -> World {
     let tcp = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = tcp.local_addr().unwrap();
     let udp = UdpSocket::bind(address).await.unwrap();
     let book = Arc::new(Book::new(pool.parse().unwrap(), 1000));
     let exists = |name: &str| name.parse::<NostrName>().is_ok();
-    let resolver = Resolver::new(Arc::clone(&book), exists, Upstream::new(forward).unwrap());
+    let resolver = Resolver::new(Arc::clone(&book), exists, Upstream::new(forward).unwrap(), connections);
     let task = tokio::spawn(resolver.serve(vec![udp], vec![tcp], CancellationToken::new()));
     World { address, book, _task: AbortOnDropHandle::new(task) }
 }
@@ -53,9 +58,16 @@ async fn over_udp(server: SocketAddr, message: &Message) -> Message {
 
 async fn over_tcp(server: SocketAddr, message: &Message) -> Message {
     let mut stream = TcpStream::connect(server).await.unwrap();
-    let bytes = message.to_vec().unwrap();
-    stream.write_u16(u16::try_from(bytes.len()).unwrap()).await.unwrap();
-    stream.write_all(&bytes).await.unwrap();
+    ask(&mut stream, &message.to_vec().unwrap()).await;
+    answer(&mut stream).await
+}
+
+async fn ask(stream: &mut TcpStream, message: &[u8]) {
+    stream.write_u16(u16::try_from(message.len()).unwrap()).await.unwrap();
+    stream.write_all(message).await.unwrap();
+}
+
+async fn answer(stream: &mut TcpStream) -> Message {
     let length = tokio::time::timeout(PATIENCE, stream.read_u16()).await.unwrap().unwrap();
     let mut bytes = vec![0; length.into()];
     stream.read_exact(&mut bytes).await.unwrap();
@@ -176,4 +188,63 @@ async fn what_is_no_question_is_answered_with_a_code_or_not_at_all() {
     with_edns.edns = Some(edns);
     let answer = over_udp(world.address, &with_edns).await;
     assert!(answer.edns.is_some() && addresses(&answer).len() == 1);
+}
+
+/// Whether the other side has ended it without another byte.
+async fn is_over(stream: &mut TcpStream) -> bool {
+    tokio::time::timeout(PATIENCE, stream.read_u8()).await.unwrap().is_err()
+}
+
+#[tokio::test]
+async fn a_connection_above_the_limit_waits_and_those_that_have_a_place_give_it_up_after_an_answer() {
+    let world = resolver_for("198.19.0.0/16", &[], 2).await;
+    let question = question(&name(), RecordType::A);
+    let bytes = question.to_vec().unwrap();
+    let mut first = TcpStream::connect(world.address).await.unwrap();
+    for _ in 0..3 {
+        // While there is room a connection stays.
+        ask(&mut first, &bytes).await;
+        assert_eq!(answer(&mut first).await.answers.len(), 1);
+    }
+    let mut second = TcpStream::connect(world.address).await.unwrap();
+    second.write_all(&bytes[..1]).await.unwrap();
+    let mut third = TcpStream::connect(world.address).await.unwrap();
+    ask(&mut third, &bytes).await;
+    // Others are answered meanwhile.
+    for _ in 0..20 {
+        assert_eq!(over_udp(world.address, &question).await.answers.len(), 1);
+    }
+    assert_eq!(third.try_read(&mut [0]).unwrap_err().kind(), std::io::ErrorKind::WouldBlock);
+    ask(&mut first, &bytes).await;
+    assert_eq!(answer(&mut first).await.answers.len(), 1);
+    // It asks on at once, and is not answered any more.
+    let framed = [&u16::try_from(bytes.len()).unwrap().to_be_bytes()[..], &bytes].concat();
+    let _ = first.write_all(&framed).await;
+    assert!(is_over(&mut first).await);
+    assert_eq!(answer(&mut third).await.answers.len(), 1);
+    // So does one that asks nothing.
+    assert!(is_over(&mut second).await);
+}
+
+#[tokio::test]
+async fn what_is_no_question_over_tcp_is_an_error_or_the_end_and_harms_nobody() {
+    let world = resolver("198.19.0.0/16", &[]).await;
+    let name = name();
+    let mut stream = TcpStream::connect(world.address).await.unwrap();
+    let mut broken = question(&name, RecordType::A).to_vec().unwrap();
+    broken.truncate(20);
+    ask(&mut stream, &broken).await;
+    let said = answer(&mut stream).await;
+    assert_eq!((said.metadata.id, said.metadata.response_code), (7, ResponseCode::FormErr));
+    ask(&mut stream, &question(&name, RecordType::A).to_vec().unwrap()).await;
+    assert_eq!(answer(&mut stream).await.answers.len(), 1);
+    // An answer is not answered, or two resolvers could go on for ever.
+    ask(&mut stream, &Message::response(7, OpCode::Query).to_vec().unwrap()).await;
+    assert!(is_over(&mut stream).await);
+    for nothing in [&[][..], &[7]] {
+        let mut stream = TcpStream::connect(world.address).await.unwrap();
+        ask(&mut stream, nothing).await;
+        assert!(is_over(&mut stream).await);
+    }
+    assert_eq!(addresses(&over_tcp(world.address, &question(&name, RecordType::A)).await).len(), 1);
 }

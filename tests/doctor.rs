@@ -5,6 +5,12 @@
 
 mod support;
 
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
+use std::process::Stdio;
+
 use nostr::Keys;
 use nws::name::NostrName;
 
@@ -148,6 +154,41 @@ async fn the_log_is_lines_for_people_or_json_and_its_levels_go_by_module() {
     relay.signal("TERM");
     let ended = soon("the end", relay.end()).await;
     assert!(!ended.stderr.contains("nws::run"), "{}", ended.stderr);
+}
+
+/// What the command says where its standard error is the stream that systemd names.
+async fn as_the_journal_reads_it(args: &[&str]) -> String {
+    let home = tempfile::tempdir().unwrap();
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    let stream = File::from(OwnedFd::from(writer.try_clone().unwrap())).metadata().unwrap();
+    let mut command = nws(home.path(), args);
+    command.env("JOURNAL_STREAM", format!("{}:{}", stream.dev(), stream.ino()));
+    let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(writer).spawn().unwrap();
+    // It holds the end that is written to, until which nothing is read to its end.
+    drop(command);
+    let reading = tokio::task::spawn_blocking(move || {
+        let mut said = String::new();
+        reader.read_to_string(&mut said).map(|_| said)
+    });
+    let said = soon("the end of nws", reading).await.unwrap().unwrap();
+    child.wait().unwrap();
+    said
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_journal_is_told_the_priority_of_every_line() {
+    let said = as_the_journal_reads_it(&["connect", "--alone", "--log", "info", "www.example:80"]).await;
+    let lines: Vec<_> = said.lines().collect();
+    assert!(lines[0].starts_with("<6> INFO nws::cli::start: nws starts "), "{said}");
+    assert!(lines.last().unwrap().starts_with("<3>nws: "), "{said}");
+    assert!(lines.iter().all(|line| line.as_bytes()[0] == b'<' && line.as_bytes()[2] == b'>'), "{said}");
+    // A format that somebody has chosen stays what it is.
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "[log]\nformat = \"human\"").unwrap();
+    let config = file.path().to_str().unwrap();
+    let said =
+        as_the_journal_reads_it(&["connect", "--alone", "--log", "info", "--config", config, "www.example:80"]).await;
+    assert!(said.lines().next().unwrap().starts_with("20"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,7 +13,7 @@ use super::{Cli, Command, NameArg, TrustCommand};
 use crate::config::{Config, Settings, Sources};
 use crate::run::shutdown::{Shutdown, signals};
 use crate::run::sockets::Inherited;
-use crate::run::{self, EXIT_USAGE, RunError};
+use crate::run::{self, EXIT_USAGE, RunError, log};
 
 /// Runs a command that stays up until it ends or is told to.
 ///
@@ -101,7 +101,7 @@ pub fn refuse(error: &clap::Error) -> ExitCode {
 /// Says why a command ended, on standard error, and gives its exit code.
 #[must_use]
 pub fn complain(error: &RunError) -> ExitCode {
-    let _ = writeln!(io::stderr(), "nws: {error}");
+    let _ = io::stderr().write_all(log::last_words(&format!("nws: {error}")).as_bytes());
     ExitCode::from(error.exit_code())
 }
 

@@ -31,7 +31,7 @@ pub enum LogFormat {
     Json,
     /// Entries of systemd's journal, with fields of their own.
     Journald,
-    /// For people, without the time where standard error leads to the journal.
+    /// For people; where standard error leads to the journal, with the priority for it and without the time.
     #[default]
     Auto,
 }

@@ -4,9 +4,9 @@
 use std::fmt;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use async_trait::async_trait;
+use futures_util::future::join_all;
 use hickory_server::Server;
 use hickory_server::net::runtime::Time;
 use hickory_server::proto::op::{Edns, Metadata, OpCode, ResponseCode};
@@ -21,18 +21,13 @@ use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::book::Book;
+use super::connections;
 
 /// How long programs may keep an answer, in seconds; much shorter than the book holds an address.
 const TTL: u32 = 60;
 
 /// Questions that are passed on at once at most; more are answered with a failure, and asked again.
 const FORWARDED_MAX: usize = 256;
-
-/// How long a connection for questions may be idle.
-const TCP_IDLE: Duration = Duration::from_secs(5);
-
-/// Answers that wait in a connection for a client that does not read.
-const TCP_ANSWERS: usize = 16;
 
 /// Largest answer over UDP that is offered (DNS flag day 2020).
 const UDP_MAX: u16 = 1232;
@@ -84,6 +79,8 @@ pub struct Resolver {
     /// How many questions may still be passed on.
     forwarding: Semaphore,
     nostr: LowerName,
+    /// Most connections for questions at once.
+    connections: usize,
 }
 
 impl fmt::Debug for Resolver {
@@ -101,29 +98,33 @@ enum Answer {
 }
 
 impl Resolver {
-    /// Answers from this book for those names that `exists` finds possible.
+    /// Answers from this book for those names that `exists` finds possible, over so many TCP connections at once.
     #[must_use]
     pub fn new(
         book: Arc<Book>,
         exists: impl Fn(&str) -> bool + Send + Sync + 'static,
         upstream: Option<Upstream>,
+        connections: usize,
     ) -> Self {
         let nostr = LowerName::from(Name::from_labels([&b"nostr"[..]]).unwrap_or_default());
-        Self { book, exists: Arc::new(exists), upstream, forwarding: Semaphore::new(FORWARDED_MAX), nostr }
+        let forwarding = Semaphore::new(FORWARDED_MAX);
+        Self { book, exists: Arc::new(exists), upstream, forwarding, nostr, connections }
     }
 
     /// Serves these sockets until `end`.
     pub async fn serve(self, udp: Vec<UdpSocket>, tcp: Vec<TcpListener>, end: CancellationToken) {
-        let mut server = Server::new(self);
+        let places = Arc::new(Semaphore::new(self.connections.clamp(1, Semaphore::MAX_PERMITS)));
+        let resolver = Shared(Arc::new(self));
+        let (over_udp, over_tcp) = (!udp.is_empty(), !tcp.is_empty());
+        let mut server = Server::new(resolver.clone());
         for socket in udp {
             server.register_socket(socket);
         }
-        for listener in tcp {
-            server.register_listener(listener, TCP_IDLE, TCP_ANSWERS);
-        }
+        let listeners = tcp.into_iter().map(|tcp| connections::serve(tcp, resolver.clone(), Arc::clone(&places)));
         let stopped = tokio::select! {
-            stopped = server.block_until_done() => stopped,
-            () = end.cancelled() => server.shutdown_gracefully().await,
+            stopped = server.block_until_done(), if over_udp => stopped,
+            _ = join_all(listeners), if over_tcp => Ok(()),
+            () = end.cancelled() => Ok(()),
         };
         if let Err(error) = stopped {
             tracing::error!(%error, "the resolver has broken down");
@@ -156,16 +157,21 @@ impl Resolver {
     }
 }
 
+/// The resolver as its sockets share it.
+#[derive(Clone)]
+struct Shared(Arc<Resolver>);
+
 #[async_trait]
-impl RequestHandler for Resolver {
+impl RequestHandler for Shared {
     async fn handle_request<R: ResponseHandler, T: Time>(&self, request: &Request, mut response: R) -> ResponseInfo {
+        let resolver = &self.0;
         let answer = match request.request_info() {
             _ if request.metadata.op_code != OpCode::Query => Answer::Code(ResponseCode::NotImp),
             Err(_) => Answer::Code(ResponseCode::FormErr),
-            Ok(info) if self.nostr.zone_of(info.query.name()) => {
-                self.answer(info.query.name(), info.query.query_class(), info.query.query_type())
+            Ok(info) if resolver.nostr.zone_of(info.query.name()) => {
+                resolver.answer(info.query.name(), info.query.query_class(), info.query.query_type())
             }
-            Ok(_) => match (&self.upstream, self.forwarding.try_acquire()) {
+            Ok(_) => match (&resolver.upstream, resolver.forwarding.try_acquire()) {
                 (Some(Upstream(catalog)), Ok(_slot)) => return catalog.handle_request::<R, T>(request, response).await,
                 (Some(_), Err(_)) => Answer::Code(ResponseCode::ServFail),
                 (None, _) => Answer::Code(ResponseCode::NXDomain),

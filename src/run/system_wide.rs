@@ -80,7 +80,8 @@ impl Names {
         let book = Arc::new(book);
         let servers: Vec<_> = forward.iter().map(|server| server.0).collect();
         let upstream = Upstream::new(&servers).map_err(|error| RunError::Failed(format!("dns.forward: {error}")))?;
-        let resolver = Resolver::new(Arc::clone(&book), move |name| known.resolve(name).is_ok(), upstream);
+        let exists = move |name: &str| known.resolve(name).is_ok();
+        let resolver = Resolver::new(Arc::clone(&book), exists, upstream, config.limits.dns_connections);
         let dns = tcp.iter().filter_map(|socket| socket.local_addr().ok()).collect();
         let transparent: std::io::Result<Vec<Listener>> =
             transparent.into_iter().map(|socket| Ok(Listener::over(socket)?.redirected(Arc::clone(&book)))).collect();
