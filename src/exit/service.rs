@@ -239,11 +239,13 @@ impl Offered {
     }
 }
 
+/// Most connections are idle most of the time, and what a task may ever do is kept for as long as it lives. So what is done
+/// once, or seldom, is apart.
 async fn serve(offered: &Offered, offer: Offer) {
     if offer.reverse().is_some() {
-        return serve_reverse(offered, offer).await;
+        return Box::pin(serve_reverse(offered, offer)).await;
     }
-    match connect(offered, &offer).await {
+    match Box::pin(connect(offered, &offer)).await {
         Ok((service, port)) => {
             let service = Socket::new(service);
             let said = offer.direct().cloned();
@@ -251,7 +253,7 @@ async fn serve(offered: &Offered, offer: Offer) {
                 let activity = stream.activity();
                 let moving = async {
                     match &said {
-                        Some(said) => offered.direct().follow(&mover, said).await,
+                        Some(said) => Box::pin(offered.direct().follow(&mover, said)).await,
                         None => std::future::pending().await,
                     }
                 };
@@ -284,7 +286,16 @@ where
     S: AsyncRead + AsyncWrite + Unpin,
 {
     let terminator = offered.terminator.get().filter(|tls| port.is_some_and(|port| tls.serves(port)));
-    let Some(terminator) = terminator else { return copy(service.clone(), stream, service).await };
+    match terminator {
+        Some(terminator) => Box::pin(join_in_tls(offered, terminator, service, stream)).await,
+        None => copy(service.clone(), stream, service).await,
+    }
+}
+
+async fn join_in_tls<S>(offered: &Offered, terminator: &Terminator, service: &Socket, stream: S)
+where
+    S: AsyncRead + AsyncWrite + Unpin,
+{
     match tokio::time::timeout(offered.limits.handshake_timeout, terminator.accept(stream)).await {
         Ok(Ok(stream)) => copy(service.clone(), stream, service).await,
         Ok(Err(error)) => debug!(%error, "no TLS with the client"),
