@@ -13,6 +13,8 @@ use crate::report::{Cell, Table};
 
 /// Streams that are opened at the same time.
 const BATCH: usize = 100;
+/// From one such batch to the next: an exit lets 1,000 streams of one peer in each second (`limits.peer_streams_per_second`).
+const BETWEEN_BATCHES: Duration = Duration::from_millis(150);
 /// How long processes may put in order what the opening left behind.
 const SETTLING: Duration = Duration::from_secs(2);
 /// The large transfer, each way.
@@ -43,6 +45,8 @@ pub(crate) async fn measure(options: &Options) -> Outcome<Table> {
     tunnel.proxy.idle().await?;
     let base = used(ground, &tunnel)?;
     let mut streams: Vec<TcpStream> = Vec::new();
+    let mut batches = tokio::time::interval(BETWEEN_BATCHES);
+    batches.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     for &count in counts {
         if granted < files(count) {
             table.note(format!(
@@ -53,6 +57,7 @@ pub(crate) async fn measure(options: &Options) -> Outcome<Table> {
             break;
         }
         while streams.len() < count {
+            batches.tick().await;
             let mut opening = tokio::task::JoinSet::new();
             for _ in streams.len()..count.min(streams.len() + BATCH) {
                 let proxy = tunnel.proxy.clone();
