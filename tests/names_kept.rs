@@ -25,6 +25,7 @@ use tower::ServiceExt;
 use support::backends::{self, Backend};
 use support::client::Client;
 use support::command::{Child, Ended, nws};
+use support::shaper::Shaper;
 use support::world::Setup;
 use support::{TestRelay, soon};
 
@@ -186,10 +187,14 @@ async fn a_running_proxy_takes_the_book_anew_on_sighup_but_no_key_that_nobody_as
 /// A proxy's route that knows these relays, and looks lists up on those.
 fn router(relays: &[&TestRelay], lookup: &[&TestRelay]) -> Router {
     let urls = |relays: &[&TestRelay]| relays.iter().map(|relay| relay.url.clone()).collect::<Vec<_>>();
+    router_at(urls(relays), urls(lookup), Optimistic::Never)
+}
+
+fn router_at(relays: Vec<RelayUrl>, lookup: Vec<RelayUrl>, optimistic: Optimistic) -> Router {
     let limits = Arc::new(Limits::default());
-    let tunnel = Arc::new(Tunnel::new(urls(relays), Arc::clone(&limits)));
-    let lists = RelayLists::new(Arc::clone(&tunnel), urls(lookup), limits);
-    Router::new(tunnel, Optimistic::Never).with_relay_lists(Arc::new(lists))
+    let tunnel = Arc::new(Tunnel::new(relays, Arc::clone(&limits)));
+    let lists = RelayLists::new(Arc::clone(&tunnel), lookup, limits);
+    Router::new(tunnel, optimistic).with_relay_lists(Arc::new(lists))
 }
 
 async fn open(router: &Router, exit: &TestExit) -> Result<BoxedIo, nws::Error> {
@@ -257,6 +262,25 @@ async fn a_key_without_a_list_is_told_to_be_one() {
     publish(&index, &exit.keys, 0, &[&["r", home.url.as_str(), "write"]], false).await;
     let error = open(&router(&[], &[&index]), &exit).await.err().unwrap();
     assert!(error.reason().contains("kind 10002"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_alone_costs_no_more_than_its_whole_name_once_its_exit_has_accepted() {
+    let (home, index) = (TestRelay::start(), TestRelay::start());
+    let exit = TestExit::start(&home.url, 80).await;
+    let between = Shaper::start(&home.url, 1).await;
+    publish(&index, &exit.keys, 0, &[&["r", between.url().as_str()]], false).await;
+    for configured in [vec![], vec![between.url()]] {
+        let router = router_at(configured, vec![index.url.clone()], Optimistic::Auto);
+        works(&router, &exit).await;
+        // Given out while the exit cannot even be asked.
+        between.change(|faults| faults.stall(true));
+        let mut stream = open(&router, &exit).await.unwrap_or_else(|error| panic!("{error}"));
+        between.change(|faults| faults.stall(false));
+        let mut answer = String::new();
+        soon("the page", stream.read_to_string(&mut answer)).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200") && answer.matches("GET /request").count() == 1, "{answer}");
+    }
 }
 
 /// A domain that gives out keys over HTTPS, and the file of the authority that vouches for it.

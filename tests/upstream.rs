@@ -15,7 +15,7 @@ use nws::exit::{Exit, Services};
 use nws::limits::Limits;
 use nws::name::NostrName;
 use nws::relay::Upstream;
-use nws::tunnel::{Acceptor, Compartment, Tunnel};
+use nws::tunnel::{Acceptor, Compartment, Target, Tunnel};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_util::sync::CancellationToken;
@@ -95,7 +95,7 @@ async fn a_relay_that_only_the_proxy_reaches_carries_the_tunnel() {
 
     let tunnel = Tunnel::new(Vec::new(), limits).through(upstream);
     let name = NostrName::new(keys.public_key(), [url]);
-    let mut stream = soon("a stream", tunnel.open(Compartment::NONE, &name, 7, &[])).await.unwrap();
+    let mut stream = soon("a stream", tunnel.open(Compartment::NONE, &Target::service(&name, 7), &[])).await.unwrap();
     let sent = pattern(1, 300_000);
     let (mut reader, mut writer) = tokio::io::split(&mut stream);
     let mut back = vec![0; sent.len()];

@@ -10,11 +10,10 @@ use futures_util::future::{Either, select};
 use nostr::RelayUrl;
 use tokio::time::timeout;
 
-use crate::destination::{Destination, Host};
 use crate::directory::RelayLists;
 use crate::error::{Error, ErrorKind};
 use crate::name::NostrName;
-use crate::tunnel::{Compartment, Tunnel, TunnelStream, Unopened};
+use crate::tunnel::{Compartment, Target, Tunnel, TunnelStream, Unopened};
 
 /// How long the relays of the configuration have for themselves: an exit that is there answers within a second.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -94,8 +93,7 @@ async fn race(
 
 /// Asks the exit on the relays of this name.
 async fn ask(tunnel: &Tunnel, compartment: Compartment, name: &NostrName, port: u16) -> Result<TunnelStream, Unopened> {
-    let destination = Destination { host: Host::Name(name.to_string()), port };
-    tunnel.open_to(compartment, name, &destination, None).await
+    tunnel.try_open(compartment, &Target::service(name, port), None).await
 }
 
 /// Which of two failures is told: what the exit has said, if it has.

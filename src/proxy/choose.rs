@@ -16,7 +16,7 @@ use crate::destination::{Destination, Host};
 use crate::directory::{Directory, KnownExit};
 use crate::error::{Error, ErrorKind};
 use crate::name::NostrName;
-use crate::tunnel::{Compartment, Tunnel, TunnelStream, Unopened};
+use crate::tunnel::{Compartment, Target, Tunnel, TunnelStream, Unopened};
 
 /// How long a host stays with its exit after its last stream, for clients of one compartment: sites do not like visitors that change their address.
 const STICKY: Duration = Duration::from_secs(600);
@@ -120,19 +120,26 @@ impl Chooser {
         Self { tunnel, directory, exits, exclude, state: Mutex::default() }
     }
 
-    /// Opens a stream to a host through one of the exits.
+    /// Opens a stream to a host through this exit, or through one of those to choose among.
     ///
     /// # Errors
     /// When none is configured or known, or those that were tried failed: what the last one said that answered.
-    pub async fn open(&self, compartment: Compartment, destination: &Destination) -> Result<TunnelStream, Error> {
-        if self.exits == Exits::default() {
+    pub async fn open(
+        &self,
+        compartment: Compartment,
+        destination: &Destination,
+        via: Option<&ExitName>,
+    ) -> Result<TunnelStream, Error> {
+        if via.is_none() && self.exits == Exits::default() {
             let way_out = "give the proxy --exit NPUB or set proxy.exit; nws exits lists exits that can be found";
             let reason =
                 format!("{destination} is no .nostr name, and no exit for other names is configured: {way_out}");
             return Err(Error::new(ErrorKind::Denied, reason));
         }
-        self.wait_for_one().await;
-        let candidates = self.candidates(compartment, destination);
+        if via.is_none() {
+            self.wait_for_one().await;
+        }
+        let candidates = self.candidates(compartment, destination, via);
         if candidates.is_empty() {
             let reason = format!("no exit that would take {destination} announces itself on the relays of this proxy");
             return Err(Error::new(ErrorKind::HostUnreachable, reason));
@@ -140,17 +147,29 @@ impl Chooser {
         self.try_all(compartment, destination, &candidates).await
     }
 
-    /// Opens a stream to a host through one exit.
+    /// Opens a stream like [`Self::open`] and gives it out before the exit has answered, if it is the only one to choose
+    /// and has accepted a stream to the same host and port within the last minute. Where there is another one, what is
+    /// lost with the first must not be more than time: bytes that went along could not be sent again. The opening waits
+    /// up to `hold` for the first bytes.
     ///
     /// # Errors
-    /// When it fails.
-    pub async fn open_via(
+    /// When the session cannot take a stream.
+    pub async fn open_eager(
         &self,
         compartment: Compartment,
-        exit: &ExitName,
         destination: &Destination,
-    ) -> Result<TunnelStream, Error> {
-        self.try_all(compartment, destination, &[self.candidate(0, exit)]).await
+        via: Option<&ExitName>,
+        early: &[u8],
+        hold: Duration,
+    ) -> Result<Option<TunnelStream>, Error> {
+        let candidates = self.candidates(compartment, destination, via);
+        let [only] = &candidates[..] else { return Ok(None) };
+        let target = Target::beyond(&only.target, destination);
+        if only.is_doubtful || !self.tunnel.accepts_lately(compartment, &target) {
+            return Ok(None);
+        }
+        self.state().stays(compartment, destination, only.target.public_key);
+        self.tunnel.open_eager(compartment, &target, early, hold).await.map(Some)
     }
 
     /// Waits a little for the first announcement, if nothing else says where an exit is.
@@ -174,7 +193,15 @@ impl Chooser {
     }
 
     /// The exits to try, in order.
-    fn candidates(&self, compartment: Compartment, destination: &Destination) -> Vec<Candidate> {
+    fn candidates(
+        &self,
+        compartment: Compartment,
+        destination: &Destination,
+        via: Option<&ExitName>,
+    ) -> Vec<Candidate> {
+        if let Some(exit) = via {
+            return vec![self.candidate(0, exit)];
+        }
         let mut candidates: Vec<Candidate> = match (&self.exits, &self.directory) {
             (Exits::Listed(list), _) => {
                 list.iter().enumerate().map(|(place, exit)| self.candidate(place, exit)).collect()
@@ -224,7 +251,7 @@ impl Chooser {
             }
             let patience = (answer.is_some() || index + 1 < candidates.len()).then_some(PATIENCE);
             let start = Instant::now();
-            match self.tunnel.open_to(compartment, &candidate.target, destination, patience).await {
+            match self.tunnel.try_open(compartment, &Target::beyond(&candidate.target, destination), patience).await {
                 Ok(stream) => {
                     self.state().succeeded(compartment, destination, key, start.elapsed());
                     return Ok(stream);
@@ -289,6 +316,12 @@ impl State {
         if let Some(health) = self.health_mut(key) {
             health.succeeded(now, took);
         }
+        self.stays(compartment, destination, key);
+    }
+
+    /// The host had this exit now.
+    fn stays(&mut self, compartment: Compartment, destination: &Destination, key: PublicKey) {
+        let now = Instant::now();
         if self.sticky.len() >= STICKY_MAX {
             self.sticky.retain(|_, (_, at)| now.saturating_duration_since(*at) < STICKY);
         }

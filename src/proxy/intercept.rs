@@ -38,7 +38,7 @@ use crate::name::NostrName;
 use crate::pinned::{Fingerprint, Pinned};
 use crate::tls::{Authority, TlsError, provider};
 use crate::tunnel::copy::both;
-use crate::tunnel::{Compartment, Tunnel, TunnelStream};
+use crate::tunnel::{Compartment, Target, Tunnel, TunnelStream};
 
 /// The port of the web with TLS.
 pub(super) const HTTPS: u16 = 443;
@@ -143,7 +143,8 @@ impl Interceptor {
             Some(TLS_HANDSHAKE) => {}
             Some(_) => {
                 // Something else than TLS; it goes where it wanted to.
-                let opening = timeout(self.limits.open_timeout, self.tunnel.open(compartment, name, HTTPS, &[]));
+                let target = Target::service(name, HTTPS);
+                let opening = timeout(self.limits.open_timeout, self.tunnel.open(compartment, &target, &[]));
                 let mut stream = opening.await.map_err(late)??;
                 return both(&mut client, &mut stream).await.map(drop);
             }
@@ -178,7 +179,7 @@ impl Interceptor {
             if pin.certificates().is_empty() {
                 return self.reach_plain(compartment, name, offered).await;
             }
-            let refusal = match self.tunnel.open(compartment, name, HTTPS, &[]).await {
+            let refusal = match self.tunnel.open(compartment, &Target::service(name, HTTPS), &[]).await {
                 Ok(stream) => match connect(stream, pin.certificates(), offered).await {
                     Ok(far) => return Ok(far),
                     Err(refusal) => refusal,
@@ -209,16 +210,19 @@ impl Interceptor {
         name: &NostrName,
         offered: &[Vec<u8>],
     ) -> Result<Far, Refusal> {
-        let stream = self.tunnel.open(compartment, name, HTTP, &[]).await.map_err(|error| match error.kind() {
-            ErrorKind::Denied => {
-                let reason = format!(
-                    "the exit has published no TLS certificate (exit.tls), so its port 80 was asked for: {}",
-                    error.reason()
-                );
-                Error::new(ErrorKind::Denied, reason)
-            }
-            _ => error,
-        })?;
+        let stream =
+            self.tunnel.open(compartment, &Target::service(name, HTTP), &[]).await.map_err(|error| {
+                match error.kind() {
+                    ErrorKind::Denied => {
+                        let reason = format!(
+                            "the exit has published no TLS certificate (exit.tls), so its port 80 was asked for: {}",
+                            error.reason()
+                        );
+                        Error::new(ErrorKind::Denied, reason)
+                    }
+                    _ => error,
+                }
+            })?;
         let protocol = offered.iter().find(|name| *name == HTTP_1).cloned();
         Ok(Far { stream: Box::new(stream), protocol })
     }

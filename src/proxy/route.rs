@@ -25,7 +25,7 @@ use crate::directory::RelayLists;
 use crate::error::{Error, ErrorKind};
 use crate::name::{self, NostrName};
 use crate::pattern::Pattern;
-use crate::tunnel::{Compartment, Tunnel};
+use crate::tunnel::{Compartment, Target, Tunnel};
 
 /// How long an opening waits for the first bytes of a client that has just been told of success: most clients speak
 /// first and at once, and those that do not wait so much longer for the server's greeting.
@@ -160,24 +160,9 @@ impl Router {
     }
 }
 
-/// How long the opening may wait for the first bytes of a stream that is given out at once; `None` for one that is given
-/// out when the exit has accepted.
-fn hold(
-    tunnel: &Tunnel,
-    optimistic: Optimistic,
-    compartment: Compartment,
-    name: &NostrName,
-    connect: &Connect,
-) -> Option<Duration> {
-    if connect.eager {
-        return Some(HOLD_FOR_REQUEST);
-    }
-    let at_once = match optimistic {
-        Optimistic::Auto => tunnel.accepts_lately(compartment, name, connect.destination.port),
-        Optimistic::Always => true,
-        Optimistic::Never => false,
-    };
-    at_once.then_some(HOLD_FOR_CLIENT)
+/// How long the opening may wait for the first bytes of a stream that is given out at once.
+const fn hold(connect: &Connect) -> Duration {
+    if connect.eager { HOLD_FOR_REQUEST } else { HOLD_FOR_CLIENT }
 }
 
 impl Service<Connect> for Router {
@@ -207,31 +192,46 @@ impl Service<Connect> for Router {
                     }
                     return interceptor.open(compartment, name, host, early).await;
                 }
+                let mut target = Target::service(&name, port);
                 let lists = ways.lists.as_ref().filter(|_| name.relays.is_empty());
                 if let Some(lists) = lists {
                     let listed = lists.proven(&name.public_key).map(|relays| NostrName::new(name.public_key, relays));
+                    let listed = listed.map(|listed| Target::service(&listed, port));
                     match listed {
-                        _ if tunnel.accepts_lately(compartment, &name, port) => {}
-                        Some(listed) if tunnel.accepts_lately(compartment, &listed, port) => name = listed,
+                        _ if tunnel.accepts_lately(compartment, &target) => {}
+                        Some(listed) if tunnel.accepts_lately(compartment, &listed) => target = listed,
                         _ => return begin(by_key::open(&tunnel, lists, compartment, &name, port).await?, early).await,
                     }
                 }
-                let stream = match hold(&tunnel, ways.optimistic, compartment, &name, &connect) {
-                    Some(hold) => tunnel.open_eager(compartment, &name, port, early, hold).await?,
-                    None => tunnel.open(compartment, &name, port, early).await?,
+                let at_once = match ways.optimistic {
+                    _ if connect.eager => true,
+                    Optimistic::Auto => tunnel.accepts_lately(compartment, &target),
+                    Optimistic::Always => true,
+                    Optimistic::Never => false,
+                };
+                let stream = if at_once {
+                    tunnel.open_eager(compartment, &target, early, hold(&connect)).await?
+                } else {
+                    tunnel.open(compartment, &target, early).await?
                 };
                 return Ok(Box::new(stream) as BoxedIo);
             }
             let destination =
                 Destination { host: connect.destination.host.canonical(), port: connect.destination.port };
-            let plan = &ways.plan;
-            match decide(&plan.rules, &destination)? {
-                Way::Exit => begin(plan.chooser.open(compartment, &destination).await?, &connect.early_data).await,
-                Way::This(exit) => {
-                    begin(plan.chooser.open_via(compartment, exit, &destination).await?, &connect.early_data).await
+            let (plan, early) = (&ways.plan, &connect.early_data);
+            let via = match decide(&plan.rules, &destination)? {
+                Way::Exit => None,
+                Way::This(exit) => Some(exit),
+                Way::Direct(rule) => return begin(plan.dial(rule, &destination).await?, early).await,
+            };
+            // Never without a sign that the exit will accept, whatever is configured: this is about the destination, too.
+            if connect.eager || ways.optimistic != Optimistic::Never {
+                let opened = plan.chooser.open_eager(compartment, &destination, via, early, hold(&connect)).await?;
+                if let Some(stream) = opened {
+                    return Ok(Box::new(stream) as BoxedIo);
                 }
-                Way::Direct(rule) => begin(plan.dial(rule, &destination).await?, &connect.early_data).await,
             }
+            begin(plan.chooser.open(compartment, &destination, via).await?, early).await
         })
     }
 }

@@ -20,7 +20,7 @@ use crate::destination::{Destination, Host, split_port};
 use crate::limits::Limits;
 use crate::name::NostrName;
 use crate::relay::probe::{Probe, Step, probe};
-use crate::tunnel::{Compartment, Tunnel, Unopened};
+use crate::tunnel::{Compartment, Target, Tunnel, Unopened};
 
 /// Relays looked at most; a name may carry any number.
 const RELAYS_MAX: usize = 16;
@@ -189,7 +189,7 @@ async fn once(
     limit: Duration,
 ) -> (Result<String, String>, bool) {
     let start = Instant::now();
-    let opened = timeout(limit, tunnel.open_to(Compartment::NONE, name, destination, None)).await;
+    let opened = timeout(limit, tunnel.try_open(Compartment::NONE, &Target::beyond(name, destination), None)).await;
     let time = format!("after {} ms", start.elapsed().as_millis());
     match opened {
         Ok(Ok(_)) if tunnel.speaks_streams(&name.public_key) => (Ok(format!("accepts, {time}")), true),

@@ -17,7 +17,7 @@ use crate::config::Config;
 use crate::destination::{Destination, Host};
 use crate::directory::{Directory, Drops, KnownExit};
 use crate::error::ErrorKind;
-use crate::tunnel::{Compartment, Tunnel, Unopened};
+use crate::tunnel::{Compartment, Target, Tunnel, Unopened};
 
 /// Where a probe asks to go: an address that leads nowhere (RFC 5737), and that every exit of ours refuses at once. An
 /// old exit would try to connect, and say nothing.
@@ -113,7 +113,8 @@ async fn probed(tunnel: &Tunnel, known: &KnownExit, probe: bool) -> Row {
         tunnel.expect_streams(&target.public_key);
     }
     let start = Instant::now();
-    let answer = tokio::time::timeout(PROBE_TIMEOUT, tunnel.open_to(Compartment::NONE, &target, &PROBE, None)).await;
+    let probe = Target::beyond(&target, &PROBE);
+    let answer = tokio::time::timeout(PROBE_TIMEOUT, tunnel.try_open(Compartment::NONE, &probe, None)).await;
     let answered = match answer {
         Ok(Ok(_)) => tunnel.speaks_streams(&target.public_key),
         Ok(Err(Unopened { error, answered })) => answered && error.kind() != ErrorKind::Timeout,

@@ -20,7 +20,7 @@ use super::memory::Memory;
 use super::moderation::Moderation;
 use super::shared::Shared;
 use super::stream::TunnelStream;
-use crate::destination::Destination;
+use super::target::Target;
 use crate::envelope::Conversation;
 use crate::error::{Error, ErrorKind};
 use crate::identity::{Identity, Proof};
@@ -59,13 +59,13 @@ struct Ready {
 
 impl Ready {
     /// A stream over a connection that an old exit makes, if it is one and does.
-    async fn open_reverse(&self, host: &str, port: u16) -> Option<TunnelStream> {
+    async fn open_reverse(&self, Target { host, port, .. }: &Target) -> Option<TunnelStream> {
         let direct = self.direct.as_ref()?;
-        let rendezvous = direct.asks_old(&self.exit, port)?;
+        let rendezvous = direct.asks_old(&self.exit, *port)?;
         if !matches!(self.shared.engine().session.tongue(), Tongue::Nip74 | Tongue::Deployed) {
             return None;
         }
-        direct.open_reverse(rendezvous, Arc::clone(&self.shared), self.exit, host.to_owned(), port).await
+        direct.open_reverse(rendezvous, Arc::clone(&self.shared), self.exit, host.clone(), *port).await
     }
 }
 
@@ -159,23 +159,17 @@ impl Tunnel {
         Self { direct, ..self }
     }
 
-    /// Opens a stream to a port of an exit; `early` are its first bytes, as far as they are known.
+    /// Opens a stream; `early` are its first bytes, as far as they are known.
     ///
     /// # Errors
     /// When the exit refuses, does not answer in time, no relay can be reached, or the name has no relay and none is
     /// configured. Dropping the future gives the stream up.
-    pub async fn open(
-        &self,
-        compartment: Compartment,
-        name: &NostrName,
-        port: u16,
-        early: &[u8],
-    ) -> Result<TunnelStream, Error> {
-        let session = self.session(self.id(name, compartment)?)?;
-        if let Some(stream) = session.open_reverse(&name.to_string(), port).await {
+    pub async fn open(&self, compartment: Compartment, target: &Target, early: &[u8]) -> Result<TunnelStream, Error> {
+        let session = self.session(self.id(&target.exit, compartment)?)?;
+        if let Some(stream) = session.open_reverse(target).await {
             return send_rest(stream, early).await;
         }
-        let (stream, taken) = begin(session, name.to_string(), port, early, None)?;
+        let (stream, taken) = begin(session, target, early, None)?;
         stream.opened().await?;
         send_rest(stream, &early[taken..]).await
     }
@@ -191,24 +185,23 @@ impl Tunnel {
     pub async fn open_eager(
         &self,
         compartment: Compartment,
-        name: &NostrName,
-        port: u16,
+        target: &Target,
         early: &[u8],
         hold: Duration,
     ) -> Result<TunnelStream, Error> {
-        let session = self.session(self.id(name, compartment)?)?;
-        if let Some(stream) = session.open_reverse(&name.to_string(), port).await {
+        let session = self.session(self.id(&target.exit, compartment)?)?;
+        if let Some(stream) = session.open_reverse(target).await {
             return send_rest(stream, early).await;
         }
-        let (stream, taken) = begin(session, name.to_string(), port, early, Some(hold))?;
+        let (stream, taken) = begin(session, target, early, Some(hold))?;
         send_rest(stream, &early[taken..]).await
     }
 
-    /// Whether the exit has said in the last minute that it accepts a stream to this port, has not failed to since, and
-    /// can be reached now: whoever asks for the next one may as well be told of success already.
+    /// Whether the exit has said in the last minute that it accepts a stream to this host and port, has not failed to
+    /// since, and can be reached now: whoever asks for the next one may as well be told of success already.
     #[must_use]
-    pub fn accepts_lately(&self, compartment: Compartment, name: &NostrName, port: u16) -> bool {
-        let Ok(id) = self.id(name, compartment) else { return false };
+    pub fn accepts_lately(&self, compartment: Compartment, target: &Target) -> bool {
+        let Ok(id) = self.id(&target.exit, compartment) else { return false };
         let sessions = self.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(client) = sessions.get(&id) else { return false };
         let (now, engine) = (Instant::now(), client.shared.engine());
@@ -216,7 +209,7 @@ impl Tunnel {
             && engine.check().is_ok()
             && engine.session.tongue() == Tongue::Streams
             && engine.session.is_connected(now)
-            && engine.accepted.is_lately(now, &(name.to_string(), port))
+            && engine.accepted.is_lately(now, &(target.host.clone(), target.port))
     }
 
     /// The relays on which a name is reached: its own, or those for names that carry none.
@@ -239,26 +232,24 @@ impl Tunnel {
         Ok(SessionId { exit: name.public_key, relays: self.relays_of(name)?, compartment })
     }
 
-    /// Opens a stream through an exit to another host. No bytes travel with the opening, so that another exit may be
-    /// tried when this one fails. With `patience`, an exit that has not said a word for so long has failed; one that
-    /// has may take the time that its destination needs.
+    /// Opens a stream for which another exit may be tried when this one fails: no bytes travel with the opening. With
+    /// `patience`, an exit that has not said a word for so long has failed; one that has may take the time that its
+    /// destination needs.
     ///
     /// # Errors
     /// As [`Self::open`], and whether the exit had anything to do with it.
-    pub async fn open_to(
+    pub async fn try_open(
         &self,
         compartment: Compartment,
-        exit: &NostrName,
-        destination: &Destination,
+        target: &Target,
         patience: Option<Duration>,
     ) -> Result<TunnelStream, Unopened> {
         let silent = |error| Unopened { error, answered: false };
-        let session = self.id(exit, compartment).and_then(|id| self.session(id)).map_err(silent)?;
-        if let Some(stream) = session.open_reverse(&destination.to_string(), destination.port).await {
+        let session = self.id(&target.exit, compartment).and_then(|id| self.session(id)).map_err(silent)?;
+        if let Some(stream) = session.open_reverse(target).await {
             return Ok(stream);
         }
-        let begun = begin(session, destination.to_string(), destination.port, &[], None);
-        let (stream, _) = begun.map_err(silent)?;
+        let (stream, _) = begin(session, target, &[], None).map_err(silent)?;
         let outcome = tokio::select! {
             opened = stream.opened() => opened,
             () = silence(&stream, patience) => {
@@ -410,8 +401,7 @@ impl Tunnel {
 /// are taken.
 fn begin(
     Ready { exit, shared, proof, direct }: Ready,
-    host: String,
-    port: u16,
+    Target { host, port, .. }: &Target,
     early: &[u8],
     hold: Option<Duration>,
 ) -> Result<(TunnelStream, usize), Error> {
@@ -424,14 +414,14 @@ fn begin(
         let mut engine = shared.engine();
         engine.check()?;
         engine.session.has_room_for_one_more()?;
-        engine.session.open_held(Instant::now(), key, host.clone(), port, hold.unwrap_or_default());
+        engine.session.open_held(Instant::now(), key, host.clone(), *port, hold.unwrap_or_default());
         if let Some(proof) = proof {
             engine.session.authorize(key, proof);
         }
         if let Some((_, said, _)) = &offered {
             engine.session.offer_direct(key, said.clone());
         }
-        engine.accepted.await_outcome(key, (host, port), hold.is_some());
+        engine.accepted.await_outcome(key, (host.clone(), *port), hold.is_some());
         engine.session.write(key, early)?
     };
     shared.wake.notify_one();

@@ -17,6 +17,7 @@ mod server;
 mod shared;
 pub(crate) mod socket;
 mod stream;
+mod target;
 
 pub use client::{Tunnel, Unopened};
 pub use compartment::Compartment;
@@ -25,3 +26,4 @@ pub use gate::Refusals;
 pub(crate) use moving::Mover;
 pub use server::{Acceptor, Offer};
 pub use stream::TunnelStream;
+pub use target::Target;

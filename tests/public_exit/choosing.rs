@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::FutureExt;
 use nostr::{Keys, RelayUrl};
 use nws::directory::{Announcer, Directory, Profile};
 use nws::exit::{Dialer, Exit, Policy, Services};
@@ -21,6 +22,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 use super::announcing::until;
 use super::network::TestNetwork;
 use super::support::deployed::{OldEntry, Options};
+use super::support::shaper::Shaper;
 use super::support::{ANY_PORT, TestRelay, soon};
 
 /// A public exit in whose network every address is a server that answers with the exit's letter.
@@ -111,8 +113,8 @@ impl Proxy {
         Self::start(relay, Exits::Listed(list), Vec::new(), Vec::new(), TestNetwork::default()).await
     }
 
-    /// What answers a host over SOCKS5, with the client's own word behind it; or the reply code.
-    async fn socks(&self, host: &str, port: u16) -> Result<String, u8> {
+    /// A connection on which a host was asked for over SOCKS5, with these first bytes behind the request.
+    async fn ask(&self, host: &str, port: u16, first_bytes: &[u8]) -> TcpStream {
         let mut stream = TcpStream::connect(self.addr).await.unwrap();
         let mut request = vec![5, 1, 0, 5, 1, 0];
         match host.parse() {
@@ -121,13 +123,20 @@ impl Proxy {
             Err(_) => request.extend([&[3, u8::try_from(host.len()).unwrap()], host.as_bytes()].concat()),
         }
         request.extend(port.to_be_bytes());
-        // The client's first bytes are there before the reply, and still arrive once.
-        request.extend(b"!");
+        request.extend(first_bytes);
         stream.write_all(&request).await.unwrap();
-        let mut reply = [0; 12];
-        soon(host, stream.read_exact(&mut reply)).await.unwrap();
-        if reply[3] != 0 {
-            return Err(reply[3]);
+        let mut method = [0; 2];
+        soon("the method", stream.read_exact(&mut method)).await.unwrap();
+        stream
+    }
+
+    /// What answers a host over SOCKS5, with the client's own word behind it; or the reply code.
+    async fn socks(&self, host: &str, port: u16) -> Result<String, u8> {
+        // The client's first bytes are there before the reply, and still arrive once.
+        let mut stream = self.ask(host, port, b"!").await;
+        let code = reply(&mut stream).await;
+        if code != 0 {
+            return Err(code);
         }
         let mut answer = String::new();
         soon(host, stream.read_to_string(&mut answer)).await.unwrap();
@@ -149,6 +158,13 @@ impl Proxy {
     }
 }
 
+/// The code of the reply to a SOCKS5 request.
+async fn reply(stream: &mut TcpStream) -> u8 {
+    let mut reply = [0; 10];
+    soon("a reply", stream.read_exact(&mut reply)).await.unwrap();
+    reply[1]
+}
+
 #[tokio::test]
 async fn when_the_first_exit_is_gone_the_next_request_goes_through_the_second_by_itself() {
     let relay = TestRelay::start();
@@ -166,6 +182,37 @@ async fn when_the_first_exit_is_gone_the_next_request_goes_through_the_second_by
     // A refusal of the one that is there is not held back until the other one has not answered, either.
     let refused = tokio::time::timeout(Limits::default().open_timeout / 2, proxy.socks("site.example", 25));
     assert_eq!(refused.await.expect("an answer well before the time is up"), Err(2));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_only_exit_is_trusted_with_what_it_has_just_accepted_and_one_of_several_is_not() {
+    let relay = TestRelay::start();
+    let (a, b) = (PublicExit::start(&relay.url, b'A').await, PublicExit::start(&relay.url, b'B').await);
+    let between = Shaper::start(&relay.url, 1).await;
+    let alone = Proxy::with(&between.url(), &[&a]).await;
+    let both = Proxy::with(&between.url(), &[&a, &b]).await;
+    for proxy in [&alone, &both] {
+        assert_eq!(proxy.socks("site.example", 80).await.as_deref(), Ok("A!"));
+    }
+    between.change(|faults| faults.stall(true));
+    let mut told = alone.ask("site.example", 80, b"").await;
+    assert_eq!(reply(&mut told).await, 0, "while the exit cannot even be asked");
+    let mut other_port = alone.ask("site.example", 443, b"").await;
+    let mut untold = both.ask("site.example", 80, b"").await;
+    // A round trip with the proxies, after those requests; by then it would have been told, too.
+    told.write_all(b"!").await.unwrap();
+    assert_eq!(reply(&mut alone.ask("site.example", 80, b"").await).await, 0);
+    assert_eq!(reply(&mut both.ask("127.0.0.1", 80, b"").await).await, 2);
+    for silent in [&mut other_port, &mut untold] {
+        assert!(silent.read_u8().now_or_never().is_none());
+    }
+    between.change(|faults| faults.stall(false));
+    for late in [&mut other_port, &mut untold] {
+        assert_eq!(reply(late).await, 0);
+    }
+    let mut answer = String::new();
+    soon("the answer", told.read_to_string(&mut answer)).await.unwrap();
+    assert_eq!(answer, "A!");
 }
 
 #[tokio::test]
