@@ -42,6 +42,7 @@ async fn listed(
     let by_port = of_80.map(|list| (80, list)).into_iter().collect();
     setup.access = Access { services: of_all, by_port, public: None };
     setup.identity = identity(setup.keys.public_key());
+    setup.is_known = true;
     let spy = Spy::on(&relay.url, &setup.keys).await;
     ((relay, service), setup.start().await, spy)
 }

@@ -189,8 +189,13 @@ async fn the_only_exit_is_trusted_with_what_it_has_just_accepted_and_one_of_seve
     let relay = TestRelay::start();
     let (a, b) = (PublicExit::start(&relay.url, b'A').await, PublicExit::start(&relay.url, b'B').await);
     let between = Shaper::start(&relay.url, 1).await;
-    let alone = Proxy::with(&between.url(), &[&a]).await;
-    let both = Proxy::with(&between.url(), &[&a, &b]).await;
+    // Reached there alone, whatever relays their announcements name.
+    let through = |exit: &PublicExit| ExitName(NostrName::new(exit.name.0.public_key, [between.url()]));
+    let proxy = async |exits: &[&PublicExit]| {
+        let exits = Exits::Listed(exits.iter().map(|exit| through(exit)).collect());
+        Proxy::start(&relay.url, exits, Vec::new(), Vec::new(), TestNetwork::default()).await
+    };
+    let (alone, both) = (proxy(&[&a]).await, proxy(&[&a, &b]).await);
     for proxy in [&alone, &both] {
         assert_eq!(proxy.socks("site.example", 80).await.as_deref(), Ok("A!"));
     }
@@ -204,7 +209,8 @@ async fn the_only_exit_is_trusted_with_what_it_has_just_accepted_and_one_of_seve
     assert_eq!(reply(&mut alone.ask("site.example", 80, b"").await).await, 0);
     assert_eq!(reply(&mut both.ask("127.0.0.1", 80, b"").await).await, 2);
     for silent in [&mut other_port, &mut untold] {
-        assert!(silent.read_u8().now_or_never().is_none());
+        let told = silent.read_u8().now_or_never();
+        assert!(told.is_none(), "{told:?}");
     }
     between.change(|faults| faults.stall(false));
     for late in [&mut other_port, &mut untold] {

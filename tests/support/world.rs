@@ -42,6 +42,9 @@ pub struct Setup {
     pub optimistic: Optimistic,
     /// The exit's key.
     pub keys: Keys,
+    /// Whether the proxy knows from the start that the exit speaks streams: on a busy machine the exit may answer too late
+    /// for a first opening to be sure of it (`docs/protocol.md`, "Knowing the peer").
+    pub is_known: bool,
     /// Where the exit listens.
     pub exit_relays: Vec<RelayUrl>,
     /// What the name tells the proxy.
@@ -65,6 +68,7 @@ impl Setup {
             limits: Limits::default(),
             optimistic: Optimistic::default(),
             keys: Keys::generate(),
+            is_known: false,
             exit_relays: relays.to_vec(),
             proxy_relays: relays.to_vec(),
             services: services.iter().map(|(port, addr)| (*port, addr.to_string())).collect(),
@@ -88,6 +92,9 @@ impl Setup {
         let tunnel = Arc::new(
             Tunnel::new(Vec::new(), Arc::clone(&limits)).with_identity(self.identity).with_direct(self.direct.clone()),
         );
+        if self.is_known {
+            tunnel.expect_streams(&self.keys.public_key());
+        }
         let listener = Listener::bind(ANY_PORT).await.unwrap();
         let proxy = listener.local_addr();
         let tracker = TaskTracker::new();
