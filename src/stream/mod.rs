@@ -4,6 +4,7 @@
 //! it come out. So a simulation runs an hour of a bad network in a second. [`crate::tunnel`] drives it for real.
 
 mod congestion;
+mod doubt;
 mod memory;
 mod old;
 mod path;

@@ -294,6 +294,11 @@ impl Path {
         self.take(packet).map(|sent| (packet, sent))
     }
 
+    /// Whether more than one probe was needed.
+    pub(super) const fn probes_in_vain(&self) -> bool {
+        self.probes > 1
+    }
+
     /// Whether the peer has left several probes unanswered here.
     pub(super) const fn is_silent(&self) -> bool {
         self.probes >= PROBES_BEFORE_DOUBT

@@ -260,6 +260,12 @@ impl SendBuffer {
         }
     }
 
+    /// Whether the first bytes that are not acknowledged are under way in this event.
+    pub(super) fn is_head(&self, start: u64, path: PathId, packet: PacketId) -> bool {
+        let here = |flight: &Flight| (flight.path, flight.packet) == (path, packet);
+        start <= self.base && self.flights.get(&start).is_some_and(here)
+    }
+
     /// A chunk under way is lost: it is to be sent again. False when it has arrived or is on its way anew.
     pub(super) fn lose(&mut self, start: u64, path: PathId, packet: PacketId) -> bool {
         match self.flights.get(&start) {

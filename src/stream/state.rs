@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use crate::error::Error;
 use crate::message::{Message, Type, VERSION};
 
+use super::doubt::Doubt;
 use super::memory::Holding;
 use super::old::{BUFFER, Old};
 use super::recv::RecvBuffer;
@@ -84,6 +85,8 @@ pub(super) struct Stream {
     pub(super) phase: Phase,
     pub(super) send: SendBuffer,
     pub(super) recv: RecvBuffer,
+    /// Whether the peer refuses what is sent.
+    pub(super) doubt: Doubt,
     /// Its part of the memory of all streams.
     pub(super) holding: Holding,
     /// When the program let go of its end, or the last progress since.
@@ -122,6 +125,7 @@ impl Stream {
             phase,
             send: SendBuffer::new(settings.window_max),
             recv: RecvBuffer::new(settings.window_initial, settings.window_max),
+            doubt: Doubt::default(),
             holding: settings.memory.enter(),
             released: None,
             old: None,
@@ -193,7 +197,7 @@ impl Stream {
     pub(super) fn may_send(&self) -> bool {
         match &self.phase {
             Phase::Opening(opening) => opening.with_data && self.send.has_pending(),
-            Phase::Open => !self.is_old() && self.send.has_pending(),
+            Phase::Open => !self.is_old() && self.doubt.until().is_none() && self.send.has_pending(),
             Phase::Incoming | Phase::Failed(_) => false,
         }
     }
@@ -240,6 +244,7 @@ impl Stream {
 
     /// Something was acknowledged.
     pub(super) fn note_progress(&mut self, now: Instant) {
+        self.doubt.end();
         self.waiting_since = self.send.has_outstanding().then_some(now);
         self.released = self.released.map(|_| now);
     }
@@ -335,7 +340,10 @@ impl Stream {
                 let since = [self.waiting_since, self.released].into_iter().flatten().min();
                 let stall = since.map(|since| since + settings.stall_timeout);
                 // Once queued, an acknowledgement goes out when a relay has room; no clock helps it.
-                [self.ack_at.filter(|_| !self.queued_ack), stall, self.probe_at(settings)].into_iter().flatten().min()
+                [self.ack_at.filter(|_| !self.queued_ack), stall, self.probe_at(settings), self.doubt.until()]
+                    .into_iter()
+                    .flatten()
+                    .min()
             }
         }
     }

@@ -283,6 +283,7 @@ impl Session {
             };
             stream.send.sent(&chunk, id, packet);
             stream.note_data_sent(now);
+            stream.doubt.note_sent(now);
             stream.fill_ack(now, &mut message, false);
             message.sack.truncate(SACK_ON_DATA);
             message.off = Some(chunk.range.start);

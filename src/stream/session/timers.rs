@@ -7,7 +7,8 @@ use uuid::Uuid;
 use crate::error::{Error, ErrorKind};
 use crate::message::Message;
 
-use super::{OUT_OF_USE, PathId, Phase, REPLIES_MAX, Session, Tongue};
+use super::{OUT_OF_USE, PacketId, PathId, Phase, REPLIES_MAX, Session, Tongue};
+use crate::stream::path::Sent;
 
 /// An opening fails when no relay has been reachable for so long.
 const UNREACHABLE_AFTER: Duration = Duration::from_secs(10);
@@ -46,11 +47,29 @@ impl Session {
         for id in ids {
             let Some(path) = self.paths.get_mut(&id) else { continue };
             let lost = path.take_lost(now);
-            if let Some(latest) = lost.iter().map(|(_, sent)| sent.at).max() {
-                path.congestion.lost(now, latest);
-                self.resend(id, lost);
-            }
+            self.lose(now, id, lost);
         }
+    }
+
+    /// Sends again what is lost on a path, and takes it for a sign of a full queue unless the peer refuses it.
+    fn lose(&mut self, now: Instant, id: PathId, lost: Vec<(PacketId, Sent)>) {
+        let mut latest = None;
+        for (packet, sent) in &lost {
+            let mut refused = true;
+            for (key, start) in &sent.chunks {
+                let Some(stream) = self.streams.get_mut(key) else { continue };
+                if stream.send.is_head(*start, id, *packet) {
+                    stream.doubt.note_lost(now, stream.send.base());
+                    self.arm(*key);
+                }
+                refused &= self.streams.get(key).is_none_or(|stream| stream.doubt.is_there());
+            }
+            latest = latest.max((!refused).then_some(sent.at));
+        }
+        if let (Some(latest), Some(path)) = (latest, self.paths.get_mut(&id)) {
+            path.congestion.lost(now, latest);
+        }
+        self.resend(id, lost);
     }
 
     fn probe_paths(&mut self, now: Instant) {
@@ -59,7 +78,10 @@ impl Session {
             let Some(path) = self.paths.get_mut(&id) else { continue };
             let Some(probe) = path.take_probe(now) else { continue };
             let silent = path.is_silent();
+            // The window may be full of what does not arrive, and one event less makes no room in it.
+            let all = if path.probes_in_vain() { path.take_all() } else { Vec::new() };
             self.resend(id, [probe]);
+            self.lose(now, id, all);
             let elsewhere =
                 self.paths.iter().any(|(&other, path)| other != id && path.is_usable(now) && path.is_proven());
             if silent && elsewhere {
@@ -89,8 +111,12 @@ impl Session {
                 self.remove(key);
             }
         } else {
-            if stream.is_ack_due(now) {
+            let (answers, tries) = (stream.is_ack_due(now), stream.doubt.try_again(now));
+            if answers {
                 self.owe_ack_now(now, key);
+            }
+            if tries {
+                self.queue_data(key);
             }
             self.probe_stream(now, now, key);
         }
