@@ -60,9 +60,8 @@ impl Session {
                 let Some(stream) = self.streams.get_mut(key) else { continue };
                 if stream.send.is_head(*start, id, *packet) {
                     stream.doubt.note_lost(now, stream.send.base());
-                    self.arm(*key);
                 }
-                refused &= self.streams.get(key).is_none_or(|stream| stream.doubt.is_there());
+                refused &= stream.doubt.is_there();
             }
             latest = latest.max((!refused).then_some(sent.at));
         }
