@@ -193,7 +193,7 @@ impl Kept {
             if answer.ends_with(ANSWER) && answer.starts_with(b"HTTP/1.1 200") {
                 return Ok(());
             }
-            if answer.len() > 4096 {
+            if answer.len() > 4096 || answer.len() > 12 && !answer.starts_with(b"HTTP/1.1 200") {
                 return Err(format!("a wrong answer: {}", String::from_utf8_lossy(&answer)).into());
             }
         }

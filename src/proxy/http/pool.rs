@@ -28,8 +28,9 @@ use crate::{Error, ErrorKind};
 /// How long a connection waits for its next request: longer than a page takes to ask for its parts, shorter than the
 /// idle time of most servers.
 const IDLE: Duration = Duration::from_secs(30);
-/// Most idle connections to one authority; browsers use six at once.
-const IDLE_PER_AUTHORITY: usize = 8;
+/// Most idle connections to one authority. Browsers use six at once; but answers to many clients come in one event and
+/// leave as many connections idle for a moment, and a stream that is closed then is opened anew in the next.
+const IDLE_PER_AUTHORITY: usize = 128;
 /// Most pools. A client that sends new credentials with each request pushes out the pool used longest ago.
 const POOLS_MAX: usize = 256;
 
