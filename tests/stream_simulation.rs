@@ -624,6 +624,28 @@ fn many_streams_share_a_session_fairly() {
 }
 
 #[test]
+fn a_short_answer_passes_the_downloads_of_its_session() {
+    let relay = Weather { rate: Some(Rate::Bytes(5_000_000.0)), ..Weather::fair(1) };
+    let mut world = World::new(31, vec![relay]);
+    world.ends[EXIT].answer = pattern(20_000_000, 1);
+    for number in 0..20 {
+        world.open(pattern(10, number));
+    }
+    world.run(Duration::from_secs(3), |_| false);
+    world.ends[EXIT].answer = pattern(200, 2);
+    let mut times = Vec::new();
+    for number in 0..20 {
+        let (key, asked) = (world.open(pattern(10, number)), world.now);
+        assert!(world.run(Duration::from_secs(5), |world| world.ended(key)));
+        times.push(world.now - asked);
+        world.run(Duration::from_millis(50), |_| false);
+    }
+    times.sort();
+    // In line behind twenty full events, each of which takes the relay 14 ms, it took three times as long.
+    assert!(times[10] < Duration::from_millis(150), "{times:?}");
+}
+
+#[test]
 fn small_messages_share_events() {
     let mut world = World::new(16, vec![Weather::fair(10)]);
     world.ends[EXIT].answer = b"small".to_vec();

@@ -3,12 +3,15 @@
 //! * The start is HyStart++ (RFC 9406): doubling each round until the relay's queue begins to delay.
 //! * Then FAST TCP (Wei, Jin, Low, Hegde: "FAST TCP: Motivation, Architecture, Algorithms, Performance", IEEE/ACM
 //!   Transactions on Networking 14(6), 2006, equation 3): once a round trip the window goes to where the relay's queue
-//!   holds what passes in [`QUEUE_TARGET`], halfway when that is less. It thus follows a change of capacity in a few round trips at any
-//!   distance, and fills no relay's queue.
+//!   holds what passes in [`QUEUE_TARGET`], halfway when there is a queue already. It thus follows a change of capacity in a
+//!   few round trips at any distance, and fills no relay's queue.
 //! * A loss halves it (NewReno, RFC 9002 section 7.3.2).
-//! * The round trip of the empty path is only taken from events that met few of ours under way, and where there were
+//! * The queue is the one that stands, as in CoDel (RFC 8289): the smallest round trip of those events of a round that
+//!   left with the window spent. What busy processors add now and then, and what found a queue that had run dry, is none.
+//! * The round trip of the empty path is the mean of some events that met few of ours under way, and where there were
 //!   none for long, the path is emptied for a moment, as BBR does (`ProbeRTT`). The smallest round trip of all would not
-//!   do: a relay that passes events on in batches, 100 ms apart, sometimes looks near and never is.
+//!   do: a relay that passes events on in batches, 100 ms apart, sometimes looks near and never is. Nor would a single
+//!   one: one late by chance made a queue of a whole second look like the way itself.
 //!
 //! It never waits for a relay's `OK`: only the peer's acknowledgements count, since some relays send none.
 
@@ -22,13 +25,18 @@ const MIN_EVENTS: u64 = 2;
 const EVENT: u64 = 64 * 1024;
 /// Delay in the relay's queue that is aimed at: enough to bridge the machines' own scheduling, short enough for others
 /// to pass.
-const QUEUE_TARGET: Duration = Duration::from_millis(15);
+const QUEUE_TARGET: Duration = Duration::from_millis(12);
 /// The same for a far relay, as a part of the way there and back: it also says how fast a window grows that has room.
 const QUEUE_SHARE: u32 = 8;
 /// Events in the relay's queue that are aimed at where it is so slow that fewer would pass in that time.
-const QUEUE_EVENTS: u64 = 2;
+const QUEUE_EVENTS: u64 = 3;
 /// An event tells the round trip of the empty path when it left with fewer than this many before it.
 pub(super) const QUIET_EVENTS: usize = 4;
+/// Of so many of them the mean is taken.
+const QUIET_SAMPLES: u32 = 3;
+/// How long the path is kept empty at least, so that a near one is measured by more than a few: one long round trip, or
+/// several short ones.
+const QUIET_TIME: Duration = Duration::from_millis(20);
 /// How long such a round trip counts; then the path is emptied to measure it anew.
 const QUIET_WINDOW: Duration = Duration::from_secs(10);
 
@@ -74,8 +82,11 @@ pub(super) struct Arrived {
     pub(super) sent: Instant,
     /// Its round trip, if it went out only once.
     pub(super) rtt: Option<Duration>,
-    /// Whether the window was full when it left: another says nothing about the relay.
+    /// Whether the window was in use when it left: a window that is not needs no growth.
     pub(super) full: bool,
+    /// Whether hardly any of it was left: another event says nothing about the relay's queue, nor does one that left while
+    /// the path was being emptied.
+    pub(super) spent: bool,
     /// Whether fewer than [`QUIET_EVENTS`] were under way when it left.
     pub(super) quiet: bool,
 }
@@ -86,6 +97,8 @@ struct Round {
     ends_at: u64,
     rtt: Option<Duration>,
     samples: u32,
+    /// The smallest round trip of those that left with the window spent.
+    standing: Option<Duration>,
     full: bool,
 }
 
@@ -95,23 +108,56 @@ struct Quiet {
     /// Smallest values of this window and of the one before.
     minima: [Option<Duration>; 2],
     window_start: Option<Instant>,
-    /// When it was last seen.
+    /// When it was last known.
     seen: Option<Instant>,
+    /// What is being measured.
+    sum: Duration,
+    count: u32,
+    /// When the first event of it arrived.
+    first: Option<Instant>,
     /// Since when the path is being emptied for it.
     probing: Option<Instant>,
 }
 
 impl Quiet {
+    /// Takes the round trip of an event that met few under way.
     fn sample(&mut self, now: Instant, sent: Instant, rtt: Duration) {
+        if self.probing.is_some_and(|since| sent < since) {
+            return;
+        }
+        let first = *self.first.get_or_insert(now);
+        self.sum += rtt;
+        self.count += 1;
+        let long = now.saturating_duration_since(first).max(rtt) >= QUIET_TIME;
+        if self.count < QUIET_SAMPLES || self.probing.is_some() && !long {
+            return;
+        }
+        let mean = self.sum / self.count;
+        self.probing = None;
+        self.start();
+        self.note(now, mean);
+    }
+
+    /// Measures anew.
+    const fn start(&mut self) {
+        (self.sum, self.count, self.first) = (Duration::ZERO, 0, None);
+    }
+
+    /// Empties the path to measure it.
+    fn probe(&mut self, now: Instant) {
+        if self.probing.is_none() {
+            self.probing = Some(now);
+            self.start();
+        }
+    }
+
+    fn note(&mut self, now: Instant, rtt: Duration) {
         if self.window_start.is_none_or(|start| now.saturating_duration_since(start) > QUIET_WINDOW) {
             self.window_start = Some(now);
             self.minima = [None, self.minima[0]];
         }
         self.minima[0] = Some(self.minima[0].map_or(rtt, |min| min.min(rtt)));
         self.seen = Some(now);
-        if self.probing.is_some_and(|since| sent >= since) {
-            self.probing = None;
-        }
     }
 
     fn min(&self) -> Option<Duration> {
@@ -140,7 +186,7 @@ impl Congestion {
 
     /// Bytes that may be under way.
     pub(super) fn window(&self) -> u64 {
-        if self.is_probing() { self.window.min(QUIET_EVENTS as u64 * EVENT / 2) } else { self.window }
+        if self.is_probing() { self.window.min((QUIET_EVENTS as u64 - 1) * EVENT) } else { self.window }
     }
 
     /// Whether what leaves now is to be acknowledged at once: the path's round trip is being measured, or so little may be
@@ -150,7 +196,7 @@ impl Congestion {
     }
 
     /// Whether the path is being emptied to measure its round trip.
-    const fn is_probing(&self) -> bool {
+    pub(super) const fn is_probing(&self) -> bool {
         self.quiet.probing.is_some()
     }
 
@@ -165,6 +211,9 @@ impl Congestion {
         if let Some(rtt) = event.rtt.filter(|_| event.bytes >= EVENT / 2) {
             self.round.rtt = Some(self.round.rtt.map_or(rtt, |min| min.min(rtt)));
             self.round.samples += 1;
+            if event.spent {
+                self.round.standing = Some(self.round.standing.map_or(rtt, |min| min.min(rtt)));
+            }
             if event.quiet {
                 self.quiet.sample(now, event.sent, rtt);
             }
@@ -211,16 +260,17 @@ impl Congestion {
             }
         } else if round.full
             && !self.is_probing()
-            && let (Some(rtt), Some(base)) = (round.rtt, self.quiet.min())
+            && let (Some(rtt), Some(base)) = (round.standing, self.quiet.min())
         {
             let target = QUEUE_TARGET.max(base / QUEUE_SHARE);
             let queue = scale(self.window, target, rtt).max(QUEUE_EVENTS * EVENT);
             let aim = scale(self.window, base.min(rtt), rtt) + queue;
-            let next = if aim > self.window { aim } else { u64::midpoint(self.window, aim) };
+            // All at once where there is no queue to speak of; where there is one, half of the way, since it sways.
+            let next = if rtt < base + target / 2 { aim } else { u64::midpoint(self.window, aim) };
             self.window = next.clamp(MIN_EVENTS * EVENT, 2 * self.window).min(self.window_max);
         }
-        if round.full && self.quiet.is_stale(now) {
-            self.quiet.probing.get_or_insert(now);
+        if round.full && !self.slow_start && self.quiet.is_stale(now) {
+            self.quiet.probe(now);
         }
     }
 
@@ -284,10 +334,12 @@ mod tests {
                 let (sent, events) = (self.now, (self.congestion.window() / EVENT).max(1));
                 self.now += rtt;
                 let end = self.packet + events;
+                let empty = self.packet == 0 || self.congestion.is_probing();
                 for index in 0..events {
-                    let quiet = index < QUIET_EVENTS as u64 && (self.packet == 0 || self.congestion.is_probing());
+                    let quiet = empty && index < QUIET_EVENTS as u64;
                     let rtt = Some(if quiet { self.base } else { rtt });
-                    let event = Arrived { bytes: EVENT, packet: self.packet, sent, rtt, full: true, quiet };
+                    let event =
+                        Arrived { bytes: EVENT, packet: self.packet, sent, rtt, full: true, spent: !empty, quiet };
                     self.congestion.acknowledged(self.now, event, end);
                     self.packet += 1;
                 }
@@ -347,6 +399,7 @@ mod tests {
             sent: relay.now,
             rtt: Some(Duration::from_millis(3)),
             full: true,
+            spent: true,
             quiet: false,
         };
         let next = relay.packet + 1;
@@ -376,7 +429,8 @@ mod tests {
     fn a_window_that_was_not_full_does_not_grow_and_none_grows_past_its_bound() {
         let mut relay = Relay::new(Duration::from_millis(1), 1e9);
         let start = relay.congestion.window();
-        let idle = Arrived { bytes: EVENT, packet: 0, sent: relay.now, rtt: None, full: false, quiet: true };
+        let idle =
+            Arrived { bytes: EVENT, packet: 0, sent: relay.now, rtt: None, full: false, spent: false, quiet: true };
         relay.congestion.acknowledged(relay.now, idle, 1);
         assert_eq!(relay.congestion.window(), start);
         relay.rounds(100);

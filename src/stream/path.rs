@@ -17,6 +17,8 @@ const SCHEDULING_SLACK: Duration = Duration::from_millis(30);
 const PACING_GAIN: f64 = 1.25;
 /// See [`PACING_GAIN`].
 const PACING_GAIN_AT_START: f64 = 2.0;
+/// Bytes that may be under way beyond the window, of streams that have nothing else under way: two full events.
+const SPARE: u64 = 128 * 1024;
 /// What was missed while a timer was late may be made up for so long.
 const PACING_SLACK: Duration = Duration::from_millis(3);
 /// Longest pause between two probes of a path whose peer is silent.
@@ -36,8 +38,10 @@ pub(super) struct Sent {
     pub(super) chunks: Vec<(Uuid, u64)>,
     /// How many of them have not landed.
     pub(super) missing: usize,
-    /// Whether the window was full when it left.
+    /// Whether half of the window was in use when it left.
     window_full: bool,
+    /// Whether hardly any of it was left.
+    window_spent: bool,
     /// Whether few others were under way when it left.
     quiet: bool,
 }
@@ -112,6 +116,12 @@ impl Path {
         self.in_flight < self.congestion.window() && self.sent.len() < self.events_max
     }
 
+    /// Whether there is room for a few bytes that nothing is under way before: they need not wait for what fills the
+    /// window, and are too few to fill a relay's queue.
+    pub(super) fn has_spare_room(&self) -> bool {
+        self.in_flight < self.congestion.window() + SPARE && self.sent.len() < self.events_max
+    }
+
     /// When data may leave that the windows have room for, if not now.
     pub(super) fn paced_until(&self, now: Instant) -> Option<Instant> {
         self.paced_until.filter(|until| *until > now)
@@ -154,10 +164,15 @@ impl Path {
     pub(super) fn note_sent(&mut self, now: Instant, plaintext: usize, bytes: u64, chunks: Vec<(Uuid, u64)>) {
         self.in_flight += bytes;
         self.pace(now, bytes);
-        let window_full = self.in_flight * 2 >= self.congestion.window();
+        let window = self.congestion.window();
+        let window_full = self.in_flight * 2 >= window;
+        let window_spent = self.in_flight * 4 >= window * 3 && !self.congestion.is_probing();
         let missing = chunks.len();
         let quiet = self.sent.len() < QUIET_EVENTS;
-        self.sent.insert(self.next_packet, Sent { at: now, plaintext, bytes, chunks, missing, window_full, quiet });
+        self.sent.insert(
+            self.next_packet,
+            Sent { at: now, plaintext, bytes, chunks, missing, window_full, window_spent, quiet },
+        );
         self.next_packet += 1;
         self.active = Some(now);
     }
@@ -214,8 +229,12 @@ impl Path {
         if !false_alarm {
             self.newest_arrived = Some(self.newest_arrived.map_or(at, |newest| newest.max(at)));
         }
-        let Sent { bytes, window_full: full, quiet, .. } = sent;
-        self.congestion.acknowledged(now, Arrived { bytes, packet, sent: at, rtt, full, quiet }, self.next_packet);
+        let Sent { bytes, window_full: full, window_spent: spent, quiet, .. } = sent;
+        self.congestion.acknowledged(
+            now,
+            Arrived { bytes, packet, sent: at, rtt, full, spent, quiet },
+            self.next_packet,
+        );
         false_alarm
     }
 

@@ -41,6 +41,9 @@ pub struct Session {
     events: VecDeque<Event>,
     /// Streams with bytes to send, in turn.
     data_queue: VecDeque<Uuid>,
+    /// Those of them that had nothing under way when they got something to send: a request, an answer, a key that was
+    /// pressed. They go first (the new queues of RFC 8290, section 4.2), each once; what is left of one stands in line.
+    sparse_queue: VecDeque<Uuid>,
     /// Streams with an acknowledgement due.
     ack_queue: VecDeque<Uuid>,
     /// Openings to be published, and where.
@@ -97,6 +100,7 @@ impl Session {
             paths: BTreeMap::new(),
             events: VecDeque::new(),
             data_queue: VecDeque::new(),
+            sparse_queue: VecDeque::new(),
             ack_queue: VecDeque::new(),
             opening_queue: VecDeque::new(),
             replies: VecDeque::new(),
@@ -344,7 +348,7 @@ impl Session {
     #[must_use]
     pub fn wants_to_send(&self) -> bool {
         !(self.ack_queue.is_empty()
-            && self.data_queue.is_empty()
+            && !self.has_data()
             && self.replies.is_empty()
             && self.old_queue.is_empty()
             && self.opening_queue.is_empty())
@@ -354,10 +358,19 @@ impl Session {
     #[must_use]
     pub fn has_waiting(&self, bytes: usize) -> bool {
         let mut waiting = 0;
-        self.data_queue.iter().filter_map(|key| self.streams.get(key)).any(|stream| {
+        self.with_data().any(|stream| {
             waiting += stream.send.next_len();
             waiting >= bytes
         })
+    }
+
+    fn has_data(&self) -> bool {
+        !(self.data_queue.is_empty() && self.sparse_queue.is_empty())
+    }
+
+    /// The streams that have data to send.
+    fn with_data(&self) -> impl Iterator<Item = &Stream> {
+        self.sparse_queue.iter().chain(&self.data_queue).filter_map(|key| self.streams.get(key))
     }
 
     /// Whether a stream is here, or was until lately.
@@ -392,7 +405,8 @@ impl Session {
             && stream.may_send()
         {
             stream.queued_data = true;
-            self.data_queue.push_back(key);
+            let queue = if stream.send.has_outstanding() { &mut self.data_queue } else { &mut self.sparse_queue };
+            queue.push_back(key);
         }
         self.arm(key);
     }

@@ -1,5 +1,6 @@
 //! What is due, made into events: openings first, then acknowledgements and data together.
 
+use std::collections::VecDeque;
 use std::time::Instant;
 
 use uuid::Uuid;
@@ -24,6 +25,55 @@ const UNKNOWN: std::time::Duration = crate::stream::rtt::INITIAL;
 const WINDOWS_AHEAD: u32 = 64;
 /// Bytes of an event for each byte of a stream, roughly: base64 twice over.
 const BYTES_ON_WIRE: u64 = 2;
+/// Bytes of an event that streams with nothing under way get ahead of others.
+const SPARSE_MAX: usize = 16 * 1024;
+
+/// What data goes into an event.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Load {
+    None,
+    /// A little of the streams that have nothing under way.
+    Sparse,
+    All,
+}
+
+/// What room a path must have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    /// For what no window holds back.
+    Any,
+    /// For a few bytes beyond the window.
+    Spare,
+    /// In the window, and by its pace.
+    Window,
+}
+
+impl Room {
+    fn is_on(self, now: Instant, path: &Path) -> bool {
+        match self {
+            Self::Any => true,
+            Self::Spare => path.has_spare_room(),
+            Self::Window => path.has_window() && path.paced_until(now).is_none(),
+        }
+    }
+}
+
+/// An event that is being filled.
+#[derive(Debug)]
+struct Parcel {
+    /// Length of its plaintext.
+    used: usize,
+    messages: Vec<Message>,
+    /// The chunks in it.
+    chunks: Vec<(Uuid, u64)>,
+}
+
+impl Default for Parcel {
+    fn default() -> Self {
+        // Brackets of a batch and what stands before it; each message adds its own length and a comma.
+        Self { used: 2 + message::BESIDE_HEAD, messages: Vec::new(), chunks: Vec::new() }
+    }
+}
 
 impl Session {
     /// The next event to publish, if anything is due and some path takes it; `has_room` tells whether the queue of a
@@ -41,24 +91,31 @@ impl Session {
         if let Some(transmit) = self.poll_old(now, has_room) {
             return Some(transmit);
         }
-        self.prune_data_queue();
+        self.prune_data_queues();
         if let Some(path) = self.reply_path(now, has_room) {
             // Only where data would have gone by itself: an answer on a far path must not take some along.
-            let with_data = !self.data_queue.is_empty() && self.pick(now, has_room, true) == Some(path);
+            let with_data = self.has_data() && self.pick(now, has_room, Room::Window) == Some(path);
+            let load = if with_data { Load::All } else { Load::None };
             let with_acks = with_data || self.answer_path(now, has_room) == Some(path);
-            if let Some(transmit) = self.pack(now, path, with_data, with_acks) {
+            if let Some(transmit) = self.pack(now, path, load, with_acks) {
                 return Some(transmit);
             }
         }
-        if !self.data_queue.is_empty()
-            && let Some(path) = self.pick(now, has_room, true)
-            && let Some(transmit) = self.pack(now, path, true, true)
+        if self.has_data()
+            && let Some(path) = self.pick(now, has_room, Room::Window)
+            && let Some(transmit) = self.pack(now, path, Load::All, true)
+        {
+            return Some(transmit);
+        }
+        if !self.sparse_queue.is_empty()
+            && let Some(path) = self.pick(now, has_room, Room::Spare)
+            && let Some(transmit) = self.pack(now, path, Load::Sparse, true)
         {
             return Some(transmit);
         }
         if !self.ack_queue.is_empty() {
             let path = self.answer_path(now, has_room)?;
-            return self.pack(now, path, false, true);
+            return self.pack(now, path, Load::None, true);
         }
         None
     }
@@ -66,7 +123,7 @@ impl Session {
     /// When data that waits may leave, if only its pace holds it back.
     fn paced_until(&self, now: Instant) -> Option<Instant> {
         let held = self.paths.values().filter(|path| path.is_usable(now) && path.has_window());
-        held.filter_map(|path| path.paced_until(now)).min().filter(|_| !self.data_queue.is_empty())
+        held.filter_map(|path| path.paced_until(now)).min().filter(|_| self.has_data())
     }
 
     /// Where an acknowledgement goes: the nearest of the paths on which the peer has just been heard.
@@ -81,7 +138,7 @@ impl Session {
         let last = self.last_heard_on.filter(|id| self.usable(now, *id) && has_room(*id));
         // Where the last word came from, until it is known how far that is.
         let unknown = last.filter(|id| self.paths.get(id).is_some_and(|path| path.distance().is_none()));
-        unknown.or(near.map(|(_, id)| id)).or(last).or_else(|| self.pick(now, has_room, false))
+        unknown.or(near.map(|(_, id)| id)).or(last).or_else(|| self.pick(now, has_room, Room::Any))
     }
 
     pub(super) fn usable(&self, now: Instant, id: PathId) -> bool {
@@ -94,15 +151,16 @@ impl Session {
     /// When the nearest is full, data goes to another only if it arrives sooner there than by waiting for the nearest
     /// (ECF: Lim, Nahum, Towsley, Gibbens: "ECF: An MPTCP Path Scheduler to Manage Heterogeneous Paths", CoNEXT 2017). So
     /// a slow relay carries its share of a long transfer, and never the last bytes of a short one.
-    fn pick(&self, now: Instant, has_room: &mut dyn FnMut(PathId) -> bool, data: bool) -> Option<PathId> {
+    fn pick(&self, now: Instant, has_room: &mut dyn FnMut(PathId) -> bool, room: Room) -> Option<PathId> {
         let usable = || self.paths.iter().filter(|(_, path)| path.is_usable(now));
         let proven_only = usable().any(|(_, path)| path.is_proven());
         let candidates = || usable().filter(|(_, path)| !proven_only || path.is_proven());
         let (&id, path) = candidates()
-            .filter(|(id, path)| (!data || path.has_window() && path.paced_until(now).is_none()) && has_room(**id))
+            .filter(|(id, path)| room.is_on(now, path) && has_room(**id))
             .min_by_key(|(_, path)| path.distance().unwrap_or(UNKNOWN))?;
         let nearest = candidates().min_by_key(|(_, path)| path.distance().unwrap_or(UNKNOWN));
-        let waits = data && nearest.is_some_and(|(&near, nearest)| near != id && self.had_better_wait(nearest, path));
+        let waits = room == Room::Window
+            && nearest.is_some_and(|(&near, nearest)| near != id && self.had_better_wait(nearest, path));
         (!waits).then_some(id)
     }
 
@@ -112,7 +170,7 @@ impl Session {
             // How far it is, only data can tell.
             return false;
         };
-        let lengths = self.data_queue.iter().filter_map(|key| self.streams.get(key)).map(|s| s.send.next_len() as u64);
+        let lengths = self.with_data().map(|stream| stream.send.next_len() as u64);
         // A longer queue decides nothing more.
         let enough = near.congestion.window().saturating_mul(u64::from(WINDOWS_AHEAD));
         let mut waiting = 0_u64;
@@ -174,14 +232,16 @@ impl Session {
     }
 
     /// Streams whose turn came to nothing meanwhile leave the queue.
-    fn prune_data_queue(&mut self) {
-        while let Some(&key) = self.data_queue.front() {
-            match self.streams.get_mut(&key) {
-                Some(stream) if stream.may_send() => return,
-                Some(stream) => stream.queued_data = false,
-                None => {}
+    fn prune_data_queues(&mut self) {
+        for queue in [&mut self.sparse_queue, &mut self.data_queue] {
+            while let Some(&key) = queue.front() {
+                match self.streams.get_mut(&key) {
+                    Some(stream) if stream.may_send() => break,
+                    Some(stream) => stream.queued_data = false,
+                    None => {}
+                }
+                queue.pop_front();
             }
-            self.data_queue.pop_front();
         }
     }
 
@@ -194,7 +254,7 @@ impl Session {
                 if let Some(front) = self.replies.front_mut() {
                     front.0 = None;
                 }
-                self.pick(now, has_room, false)
+                self.pick(now, has_room, Room::Any)
             }
             Some(id) => has_room(id).then_some(id),
             None => self.answer_path(now, has_room),
@@ -203,30 +263,38 @@ impl Session {
 
     /// Fills one event for a path: replies, then data as far as it fits, then acknowledgements. Without those, only what
     /// must go on this path goes: nothing that is urgent takes a long way because something else must.
-    fn pack(&mut self, now: Instant, id: PathId, with_data: bool, with_acks: bool) -> Option<Transmit> {
+    fn pack(&mut self, now: Instant, id: PathId, load: Load, with_acks: bool) -> Option<Transmit> {
         let budget = self.paths.get(&id).map_or(0, |path| path.plaintext_max);
-        let mut messages: Vec<Message> = Vec::new();
-        // Brackets of a batch and what stands before it; each message adds its own length and a comma.
-        let mut used = 2 + message::BESIDE_HEAD;
-        let mut chunks = Vec::new();
+        let mut parcel = Parcel::default();
+        let Parcel { used, messages, .. } = &mut parcel;
         let small = budget / 2;
         while let Some((wanted, message)) = self.replies.front() {
-            if wanted.map_or(!with_acks, |wanted| wanted != id) || used > small && !messages.is_empty() {
+            if wanted.map_or(!with_acks, |wanted| wanted != id) || *used > small && !messages.is_empty() {
                 break;
             }
-            used += message.encoded_len() + 1;
+            *used += message.encoded_len() + 1;
             messages.extend(self.replies.pop_front().map(|(_, message)| message));
         }
-        if with_data {
-            self.pack_data(now, id, budget, &mut used, &mut messages, &mut chunks);
+        if load != Load::None {
+            let alone = load == Load::All && self.data_queue.is_empty();
+            let share = if alone { budget } else { budget.min(SPARSE_MAX) };
+            let queue = std::mem::take(&mut self.sparse_queue);
+            self.sparse_queue = self.pack_data(now, id, share, queue, &mut parcel);
         }
-        while with_acks && (used <= small || messages.is_empty()) {
+        if load == Load::All {
+            let queue = std::mem::take(&mut self.data_queue);
+            let mut rest = self.pack_data(now, id, budget, queue, &mut parcel);
+            rest.append(&mut self.data_queue);
+            self.data_queue = rest;
+        }
+        let Parcel { used, messages, .. } = &mut parcel;
+        while with_acks && (*used <= small || messages.is_empty()) {
             let Some(key) = self.ack_queue.pop_front() else { break };
             let Some(stream) = self.streams.get_mut(&key) else { continue };
             stream.queued_ack = false;
             if stream.owes_ack() {
                 let message = stream.ack_message(now, key);
-                used += message.encoded_len() + 1;
+                *used += message.encoded_len() + 1;
                 messages.push(message);
                 self.arm(key);
             }
@@ -235,6 +303,7 @@ impl Session {
             // What waited has gone along with something else.
             return None;
         }
+        let Parcel { used, messages, chunks } = parcel;
         let packet = self.note_packet(now, id, used, chunks);
         Some(Transmit::new(id, packet, messages))
     }
@@ -249,20 +318,21 @@ impl Session {
         packet
     }
 
+    /// Takes a chunk of each stream of a queue, as far as they fit. Gives back those whose turn is still to come; what has
+    /// more to send is in line again.
     fn pack_data(
         &mut self,
         now: Instant,
         id: PathId,
         budget: usize,
-        used: &mut usize,
-        messages: &mut Vec<Message>,
-        chunks: &mut Vec<(Uuid, u64)>,
-    ) {
+        mut queue: VecDeque<Uuid>,
+        parcel: &mut Parcel,
+    ) -> VecDeque<Uuid> {
+        let Parcel { used, messages, chunks } = parcel;
         let (packet, prompt) =
             self.paths.get(&id).map_or((0, false), |path| (path.next_packet(), path.congestion.wants_prompt_answers()));
         let raw = self.peer_takes_raw;
-        for _ in 0..self.data_queue.len() {
-            let Some(key) = self.data_queue.pop_front() else { return };
+        while let Some(key) = queue.pop_front() {
             let Some(stream) = self.streams.get_mut(&key) else { continue };
             if !stream.may_send() {
                 stream.queued_data = false;
@@ -274,8 +344,8 @@ impl Session {
             let size = if raw { message::data_beside_that_fits(room) } else { message::data_that_fits(room) };
             let enough = size >= stream.send.next_len().min(CHUNK_MIN) && size > 0;
             if !enough && !messages.is_empty() {
-                self.data_queue.push_front(key);
-                return;
+                queue.push_front(key);
+                break;
             }
             let Some(chunk) = stream.send.next_chunk(size.max(1)) else {
                 stream.queued_data = false;
@@ -300,5 +370,6 @@ impl Session {
             }
             self.arm(key);
         }
+        queue
     }
 }
