@@ -254,7 +254,8 @@ impl Session {
                 self.queue_data(key);
                 self.measure_paths(now, key);
             }
-            Phase::Open => stream.confirmed = true,
+            // What it sent before it knew carries none.
+            Phase::Open => stream.confirmed |= message.ack.is_some(),
             Phase::Incoming => {}
         }
         true
