@@ -9,6 +9,7 @@
 mod http;
 mod size_guard;
 mod store;
+mod turns;
 
 use std::convert::Infallible;
 use std::io;
@@ -35,6 +36,7 @@ use tracing::{debug, info, warn};
 
 use self::http::Front;
 use self::size_guard::SizeGuard;
+use self::turns::Turns;
 
 /// Largest message that can be configured: the websocket library beneath refuses larger frames by itself.
 pub const MAX_MESSAGE_BYTES_CEILING: usize = 16 * 1024 * 1024;
@@ -300,7 +302,7 @@ impl Session {
         let mut stream = SizeGuard::new(TokioIo::new(upgraded), self.max_message_bytes);
         let outcome = tokio::select! {
             () = self.cut.cancelled() => return,
-            served = self.relay.take_connection(&mut stream, self.peer) => served.map_err(|error| {
+            served = self.relay.take_connection(Turns::new(&mut stream), self.peer) => served.map_err(|error| {
                 let code = match error.is::<nostr::message::MessageHandleError>() {
                     true => CloseCode::Invalid,
                     false => CloseCode::Error,
