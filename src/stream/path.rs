@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::congestion::{Arrived, Congestion, QUIET_EVENTS};
+use super::congestion::{Arrived, Congestion, Departure, QUIET_EVENTS};
 use super::rtt::Rtt;
 use super::{ACK_DELAY, PacketId};
 
@@ -38,12 +38,7 @@ pub(super) struct Sent {
     pub(super) chunks: Vec<(Uuid, u64)>,
     /// How many of them have not landed.
     pub(super) missing: usize,
-    /// Whether half of the window was in use when it left.
-    window_full: bool,
-    /// Whether hardly any of it was left.
-    window_spent: bool,
-    /// Whether few others were under way when it left.
-    quiet: bool,
+    departure: Departure,
 }
 
 /// See the module.
@@ -122,6 +117,17 @@ impl Path {
         self.in_flight < self.congestion.window() + SPARE && self.sent.len() < self.events_max
     }
 
+    /// Whether what leaves now is to be acknowledged at once: it tells how long the empty path is, which nobody knows, or so
+    /// little may be under way that the sender would stand still meanwhile.
+    pub(super) fn wants_prompt_answer(&self, now: Instant) -> bool {
+        self.congestion.wants_prompt_answers() || self.is_quiet() && self.congestion.is_uncertain(now)
+    }
+
+    /// Whether few events are under way, or as few as there may be while the path is measured.
+    fn is_quiet(&self) -> bool {
+        self.sent.len() < QUIET_EVENTS || self.congestion.is_probing()
+    }
+
     /// When data may leave that the windows have room for, if not now.
     pub(super) fn paced_until(&self, now: Instant) -> Option<Instant> {
         self.paced_until.filter(|until| *until > now)
@@ -160,19 +166,25 @@ impl Path {
         self.next_packet
     }
 
-    /// Notes an event with chunks as sent.
-    pub(super) fn note_sent(&mut self, now: Instant, plaintext: usize, bytes: u64, chunks: Vec<(Uuid, u64)>) {
+    /// Notes an event with chunks as sent, for which a prompt answer is asked or not.
+    pub(super) fn note_sent(
+        &mut self,
+        now: Instant,
+        plaintext: usize,
+        bytes: u64,
+        chunks: Vec<(Uuid, u64)>,
+        prompt: bool,
+    ) {
         self.in_flight += bytes;
         self.pace(now, bytes);
         let window = self.congestion.window();
-        let window_full = self.in_flight * 2 >= window;
-        let window_spent = self.in_flight * 4 >= window * 3 && !self.congestion.is_probing();
+        let departure = Departure {
+            full: self.in_flight * 2 >= window,
+            spent: self.in_flight * 4 >= window * 3 && !self.congestion.is_probing(),
+            quiet: prompt && self.is_quiet(),
+        };
         let missing = chunks.len();
-        let quiet = self.sent.len() < QUIET_EVENTS;
-        self.sent.insert(
-            self.next_packet,
-            Sent { at: now, plaintext, bytes, chunks, missing, window_full, window_spent, quiet },
-        );
+        self.sent.insert(self.next_packet, Sent { at: now, plaintext, bytes, chunks, missing, departure });
         self.next_packet += 1;
         self.active = Some(now);
     }
@@ -229,12 +241,8 @@ impl Path {
         if !false_alarm {
             self.newest_arrived = Some(self.newest_arrived.map_or(at, |newest| newest.max(at)));
         }
-        let Sent { bytes, window_full: full, window_spent: spent, quiet, .. } = sent;
-        self.congestion.acknowledged(
-            now,
-            Arrived { bytes, packet, sent: at, rtt, full, spent, quiet },
-            self.next_packet,
-        );
+        let Sent { bytes, departure, .. } = sent;
+        self.congestion.acknowledged(now, Arrived { bytes, packet, sent: at, rtt, departure }, self.next_packet);
         false_alarm
     }
 

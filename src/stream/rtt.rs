@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use super::congestion::keep_smaller;
+
 /// Assumed before anything is measured (RFC 9002 section 6.2.2).
 pub(super) const INITIAL: Duration = Duration::from_millis(333);
 
@@ -53,7 +55,7 @@ impl Rtt {
             self.window_start = Some(now);
             self.minima = [None, self.minima[0]];
         }
-        self.minima[0] = Some(self.minima[0].map_or(rtt, |min| min.min(rtt)));
+        keep_smaller(&mut self.minima[0], rtt);
     }
 
     /// Whether the last sample, if there was one, says little about today.

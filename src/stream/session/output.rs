@@ -28,6 +28,10 @@ const BYTES_ON_WIRE: u64 = 2;
 /// Bytes of an event that streams with nothing under way get ahead of others.
 const SPARSE_MAX: usize = 16 * 1024;
 
+/// A chunk shorter than this is not to be acknowledged at once: it tells no delay, and what answers it brings the
+/// acknowledgement along.
+const PROMPT_MIN: usize = 16 * 1024;
+
 /// What data goes into an event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Load {
@@ -66,12 +70,14 @@ struct Parcel {
     messages: Vec<Message>,
     /// The chunks in it.
     chunks: Vec<(Uuid, u64)>,
+    /// Whether the peer is asked to acknowledge them at once.
+    prompt: bool,
 }
 
 impl Default for Parcel {
     fn default() -> Self {
         // Brackets of a batch and what stands before it; each message adds its own length and a comma.
-        Self { used: 2 + message::BESIDE_HEAD, messages: Vec::new(), chunks: Vec::new() }
+        Self { used: 2 + message::BESIDE_HEAD, messages: Vec::new(), chunks: Vec::new(), prompt: false }
     }
 }
 
@@ -303,19 +309,19 @@ impl Session {
             // What waited has gone along with something else.
             return None;
         }
-        let Parcel { used, messages, chunks } = parcel;
-        let packet = self.note_packet(now, id, used, chunks);
+        let (packet, messages) = self.note_packet(now, id, parcel);
         Some(Transmit::new(id, packet, messages))
     }
 
-    fn note_packet(&mut self, now: Instant, id: PathId, used: usize, chunks: Vec<(Uuid, u64)>) -> u64 {
-        let Some(path) = self.paths.get_mut(&id) else { return 0 };
+    fn note_packet(&mut self, now: Instant, id: PathId, parcel: Parcel) -> (u64, Vec<Message>) {
+        let Parcel { used, messages, chunks, prompt } = parcel;
+        let Some(path) = self.paths.get_mut(&id) else { return (0, messages) };
         if chunks.is_empty() {
-            return path.note_control();
+            return (path.note_control(), messages);
         }
         let packet = path.next_packet();
-        path.note_sent(now, used, frame_len(used) as u64, chunks);
-        packet
+        path.note_sent(now, used, frame_len(used) as u64, chunks, prompt);
+        (packet, messages)
     }
 
     /// Takes a chunk of each stream of a queue, as far as they fit. Gives back those whose turn is still to come; what has
@@ -328,9 +334,9 @@ impl Session {
         mut queue: VecDeque<Uuid>,
         parcel: &mut Parcel,
     ) -> VecDeque<Uuid> {
-        let Parcel { used, messages, chunks } = parcel;
         let (packet, prompt) =
-            self.paths.get(&id).map_or((0, false), |path| (path.next_packet(), path.congestion.wants_prompt_answers()));
+            self.paths.get(&id).map_or((0, false), |path| (path.next_packet(), path.wants_prompt_answer(now)));
+        let Parcel { used, messages, chunks, prompt: asked } = parcel;
         let raw = self.peer_takes_raw;
         while let Some(key) = queue.pop_front() {
             let Some(stream) = self.streams.get_mut(&key) else { continue };
@@ -359,7 +365,8 @@ impl Session {
             message.off = Some(chunk.range.start);
             message.data = chunk.data;
             message.fin = chunk.fin;
-            message.probe = prompt;
+            message.probe = prompt && message.data.len() >= PROMPT_MIN;
+            *asked |= message.probe;
             chunks.push((key, chunk.range.start));
             *used += message.encoded_len() + 1;
             messages.push(message);
