@@ -178,7 +178,7 @@ impl Driver {
                 if idle_until.is_some_and(|until| until <= now) && engine.close_if_idle() {
                     break;
                 }
-                let moderated = self.moderation.until(now).filter(|_| engine.session.wants_to_send());
+                let moderated = self.moderation.wakes_at().filter(|_| engine.session.wants_to_send());
                 let wake_up = engine.session.poll_timeout().into_iter().chain(idle_until).chain(moderated).min();
                 wake_up.unwrap_or(now + IDLE_CHECK)
             };
@@ -246,13 +246,13 @@ impl Driver {
     /// Seals and publishes what is due, at most a few events. True when there may be more.
     fn send_what_is_due(&mut self) -> bool {
         for _ in 0..SEALED_IN_A_ROW {
-            if self.sealing.len() >= SEALING_PER_CORE * cores() {
-                // The next one that is done calls again.
+            let now = Instant::now();
+            if self.moderation.holds(now) && !self.shared.engine().session.has_waiting(SHARED_WORK_MIN) {
+                // What else comes until then goes along.
                 return false;
             }
-            let now = Instant::now();
-            if self.moderation.until(now).is_some() && !self.shared.engine().session.has_waiting(SHARED_WORK_MIN) {
-                // What else comes until then goes along.
+            if self.sealing.len() >= SEALING_PER_CORE * cores() {
+                // The next one that is done calls again.
                 return false;
             }
             let transmit = {

@@ -15,14 +15,22 @@ const PAUSE_MAX: Duration = Duration::from_millis(2);
 pub(super) struct Moderation {
     /// When the next short event may leave.
     next: Option<Instant>,
+    /// The same, if one was held back when that was asked last.
+    held: Option<Instant>,
     /// Whether nothing waits any more.
     lifted: bool,
 }
 
 impl Moderation {
-    /// When the next short event may leave, if not now.
-    pub(super) fn until(&self, now: Instant) -> Option<Instant> {
-        self.next.filter(|next| *next > now && !self.lifted)
+    /// Whether a short event has to wait.
+    pub(super) fn holds(&mut self, now: Instant) -> bool {
+        self.held = self.next.filter(|next| *next > now && !self.lifted);
+        self.held.is_some()
+    }
+
+    /// When what was held back may leave: also when that is over by now, or nobody would come back for it.
+    pub(super) const fn wakes_at(&self) -> Option<Instant> {
+        self.held
     }
 
     /// From now on nothing waits: the session ends, and there is no later.
@@ -44,14 +52,16 @@ mod tests {
     #[test]
     fn the_pause_grows_with_what_there_is_to_share_up_to_a_bound() {
         let (mut moderation, now) = (Moderation::default(), Instant::now());
-        assert_eq!(moderation.until(now), None);
+        assert!(!moderation.holds(now));
         for (messages, pause) in [(1, PER_MESSAGE), (3, PER_MESSAGE * 3), (1_000, PAUSE_MAX), (usize::MAX, PAUSE_MAX)] {
             moderation.note(now, messages);
-            assert_eq!(moderation.until(now), Some(now + pause));
-            assert_eq!(moderation.until(now + pause), None);
+            assert!(moderation.holds(now));
+            assert_eq!(moderation.wakes_at(), Some(now + pause));
+            assert!(!moderation.holds(now + pause));
+            assert_eq!(moderation.wakes_at(), None);
         }
         moderation.lift();
         moderation.note(now, 1_000);
-        assert_eq!(moderation.until(now), None, "the last words of a session do not wait");
+        assert!(!moderation.holds(now), "the last words of a session do not wait");
     }
 }
