@@ -250,12 +250,18 @@ impl RecvBuffer {
         self.max
     }
 
-    /// Gives credit when the reader has taken half the window since the last time, and widens the window of a reader
-    /// that does so within a few round trips. Where memory is scarce, the credit goes no further than `ceiling`. True when
-    /// the peer is to be told.
+    /// Gives credit as the reader takes, and widens the window of a reader that takes half of it within a few round trips.
+    /// Where memory is scarce, credit is only given with every half, and goes no further than `ceiling`. True when the peer
+    /// is to be told at once, and not with the next acknowledgement.
     pub(super) fn give_credit(&mut self, now: Instant, round_trip: Duration, ceiling: Option<u64>) -> bool {
         let (given, at) = self.given_at;
-        if self.fin.is_some() || self.read - given < self.window / 2 {
+        if self.fin.is_some() {
+            return false;
+        }
+        if self.read - given < self.window / 2 {
+            if ceiling.is_none() {
+                self.max = self.max.max(self.read + self.window);
+            }
             return false;
         }
         if let Some(ceiling) = ceiling {
