@@ -30,4 +30,4 @@ pub type PathId = u32;
 pub type PacketId = u64;
 
 /// Longest time that an acknowledgement waits for company.
-pub const ACK_DELAY: Duration = Duration::from_millis(20);
+pub const ACK_DELAY: Duration = Duration::from_millis(50);

@@ -24,7 +24,7 @@ const PROBE_PAUSE: Duration = Duration::from_secs(1);
 const PROBE_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// Chunks that may arrive before an acknowledgement is due at once: few at first, while the sender's window is small
 /// and grows with each answer, more when many have come (as `draft-ietf-quic-ack-frequency` does on request).
-const CHUNKS_PER_ACK: std::ops::RangeInclusive<u32> = 2..=8;
+const CHUNKS_PER_ACK: std::ops::RangeInclusive<u32> = 2..=16;
 /// One more chunk may wait for each so many that have come.
 const CHUNKS_PER_PATIENCE: u32 = 4;
 /// Acknowledgements for gaps come no closer than this: a relay that shuffles opens a gap with every event.
