@@ -10,16 +10,15 @@
 //! * How long the queue is, the mean round trip of those events of a round tells that left with the window spent: what
 //!   found a queue that had run dry says nothing. The smallest one sways with what busy processors do, by a factor of
 //!   five from one round to the next, and the window with it.
-//! * The round trip of the empty path is the mean of some events that met few of ours under way, and where there were
-//!   none for long, the path is emptied for a moment, as BBR does (`ProbeRTT`). The smallest round trip of all would not
-//!   do: a relay that passes events on in batches, 100 ms apart, sometimes looks near and never is. Nor would a single
-//!   one: one late by chance made a queue of a whole second look like the way itself.
+//! * What it is measured against, the round trip of the empty path, is in `quiet.rs`.
 //!
 //! It never waits for a relay's `OK`: only the peer's acknowledgements count, since some relays send none.
 
 use std::time::{Duration, Instant};
 
 use super::ACK_DELAY;
+use super::quiet::{Mean, QUIET_EVENTS, Quiet};
+use super::rtt::keep_smaller;
 
 /// Window to start with: ten events of the size that every relay takes (as RFC 6928 has ten segments).
 const INITIAL_EVENTS: u64 = 10;
@@ -36,16 +35,6 @@ const QUEUE_SHARE: u32 = 8;
 const QUEUE_EVENTS: u64 = 4;
 /// Events that have arrived and wait for [`ACK_DELAY`] at most to be acknowledged with others are in no queue: so many.
 const ANSWERED_TOGETHER: u64 = 15;
-/// An event tells the round trip of the empty path when it left with fewer than this many before it.
-pub(super) const QUIET_EVENTS: usize = 4;
-/// Of so many of them the mean is taken.
-const QUIET_SAMPLES: u32 = 3;
-/// How long the path is kept empty at least, so that a near one is measured by more than a few: one long round trip, or
-/// several short ones.
-const QUIET_TIME: Duration = Duration::from_millis(20);
-/// How long such a round trip counts; then the path is emptied to measure it anew.
-const QUIET_WINDOW: Duration = Duration::from_secs(10);
-
 /// A queue of so many times what is aimed at ends slow start also where HyStart++ is undecided: when it grows little by
 /// little, or several paths take turns.
 const SLOW_START_QUEUE: u32 = 2;
@@ -117,89 +106,6 @@ struct Round {
     full: bool,
 }
 
-/// A mean of round trips.
-#[derive(Debug, Default, Clone, Copy)]
-struct Mean {
-    sum: Duration,
-    count: u32,
-}
-
-impl Mean {
-    fn add(&mut self, rtt: Duration) {
-        self.sum += rtt;
-        self.count += 1;
-    }
-
-    fn value(self) -> Option<Duration> {
-        self.sum.checked_div(self.count)
-    }
-}
-
-/// The round trip of the empty path.
-#[derive(Debug, Default)]
-struct Quiet {
-    /// Smallest values of this window and of the one before.
-    minima: [Option<Duration>; 2],
-    window_start: Option<Instant>,
-    /// When it was last known.
-    seen: Option<Instant>,
-    /// What is being measured, and when the first event of it arrived.
-    mean: Mean,
-    first: Option<Instant>,
-    /// Since when the path is being emptied for it, and what may be under way meanwhile.
-    probing: Option<(Instant, u64)>,
-}
-
-impl Quiet {
-    /// Takes the round trip of an event that met few under way.
-    fn sample(&mut self, now: Instant, sent: Instant, rtt: Duration) {
-        if self.probing.is_some_and(|(since, _)| sent < since) {
-            return;
-        }
-        let first = *self.first.get_or_insert(now);
-        self.mean.add(rtt);
-        let long = now.saturating_duration_since(first).max(rtt) >= QUIET_TIME;
-        if self.mean.count < QUIET_SAMPLES || self.probing.is_some() && !long {
-            return;
-        }
-        if let Some(mean) = self.mean.value() {
-            self.note(now, mean);
-        }
-        self.probing = None;
-        self.start();
-    }
-
-    /// Measures anew.
-    fn start(&mut self) {
-        (self.mean, self.first) = (Mean::default(), None);
-    }
-
-    /// Empties the path, but for so many bytes, to measure it.
-    fn probe(&mut self, now: Instant, window: u64) {
-        if self.probing.is_none() {
-            self.probing = Some((now, window));
-            self.start();
-        }
-    }
-
-    fn note(&mut self, now: Instant, rtt: Duration) {
-        if self.window_start.is_none_or(|start| now.saturating_duration_since(start) > QUIET_WINDOW) {
-            self.window_start = Some(now);
-            self.minima = [None, self.minima[0]];
-        }
-        keep_smaller(&mut self.minima[0], rtt);
-        self.seen = Some(now);
-    }
-
-    fn min(&self) -> Option<Duration> {
-        self.minima.iter().flatten().min().copied()
-    }
-
-    fn is_stale(&self, now: Instant) -> bool {
-        self.seen.is_none_or(|seen| now.saturating_duration_since(seen) > QUIET_WINDOW)
-    }
-}
-
 impl Congestion {
     pub(super) fn new(window_max: u64) -> Self {
         Self {
@@ -218,7 +124,7 @@ impl Congestion {
 
     /// Bytes that may be under way.
     pub(super) fn window(&self) -> u64 {
-        self.quiet.probing.map_or(self.window, |(_, window)| window.min(self.window))
+        self.quiet.window().map_or(self.window, |window| window.min(self.window))
     }
 
     /// Whether what leaves now is to be acknowledged at once: the path's round trip is being measured, or so little may be
@@ -233,8 +139,8 @@ impl Congestion {
     }
 
     /// Whether the path is being emptied to measure its round trip.
-    pub(super) const fn is_probing(&self) -> bool {
-        self.quiet.probing.is_some()
+    pub(super) fn is_probing(&self) -> bool {
+        self.quiet.window().is_some()
     }
 
     /// Whether the window grows by all that arrives.
@@ -366,11 +272,6 @@ fn queue_target(base: Duration) -> Duration {
     QUEUE_TARGET.max(base / QUEUE_SHARE)
 }
 
-/// Keeps the smaller of what is there, if anything is, and this.
-pub(super) fn keep_smaller(kept: &mut Option<Duration>, value: Duration) {
-    *kept = Some(kept.map_or(value, |kept| kept.min(value)));
-}
-
 /// `value * numerator / denominator`.
 fn scale(value: u64, numerator: Duration, denominator: Duration) -> u64 {
     let scaled = u128::from(value) * numerator.as_micros() / denominator.as_micros().max(1);
@@ -380,6 +281,7 @@ fn scale(value: u64, numerator: Duration, denominator: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stream::quiet::QUIET_WINDOW;
 
     const MAX: u64 = 16 * 1024 * 1024;
 

@@ -8,6 +8,7 @@ mod doubt;
 mod memory;
 mod old;
 mod path;
+mod quiet;
 mod ranges;
 mod recv;
 mod rtt;

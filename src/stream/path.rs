@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use uuid::Uuid;
 
-use super::congestion::{Arrived, Congestion, Departure, QUIET_EVENTS};
+use super::congestion::{Arrived, Congestion, Departure};
+use super::quiet::QUIET_EVENTS;
 use super::rtt::Rtt;
 use super::{ACK_DELAY, PacketId};
 

@@ -2,8 +2,6 @@
 
 use std::time::{Duration, Instant};
 
-use super::congestion::keep_smaller;
-
 /// Assumed before anything is measured (RFC 9002 section 6.2.2).
 pub(super) const INITIAL: Duration = Duration::from_millis(333);
 
@@ -90,4 +88,9 @@ impl Rtt {
             Some(smoothed) => smoothed + (self.variance * 4).max(Duration::from_millis(10)),
         }
     }
+}
+
+/// Keeps the smaller of what is there, if anything is, and this.
+pub(super) fn keep_smaller(kept: &mut Option<Duration>, value: Duration) {
+    *kept = Some(kept.map_or(value, |kept| kept.min(value)));
 }
