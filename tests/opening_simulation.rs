@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use nws::envelope::EventLimits;
 use nws::limits::Limits;
 use nws::message::{Message, Type, decode, encode};
-use nws::stream::{ACK_DELAY, Event, PathId, Session, Settings, Side, Tongue};
+use nws::stream::{ACCEPT_DELAY, Event, PathId, Session, Settings, Side, Tongue};
 use uuid::Uuid;
 
 const PATH: PathId = 1;
@@ -196,14 +196,14 @@ fn a_client_that_has_said_nothing_is_told_at_once_that_it_is_connected() {
 fn a_client_that_waits_for_a_slow_service_is_told_of_the_acceptance_in_time() {
     let now = Instant::now();
     let (mut proxy, mut exit) = accepted(now, b"request");
-    assert!(said(&mut exit, now + ACK_DELAY - MS).is_empty());
-    let ack = said(&mut exit, now + ACK_DELAY);
-    hear(&mut proxy, now + ACK_DELAY, ack.clone());
+    assert!(said(&mut exit, now + ACCEPT_DELAY - MS).is_empty());
+    let ack = said(&mut exit, now + ACCEPT_DELAY);
+    hear(&mut proxy, now + ACCEPT_DELAY, ack.clone());
     assert!(proxy.is_open(KEY).unwrap());
     let ack = only(ack);
     assert!(ack.kind == Type::Ack && ack.max.is_some() && ack.ack == Some(7));
     // And once is enough.
-    assert!(said(&mut exit, now + ACK_DELAY * 2).is_empty());
+    assert!(said(&mut exit, now + ACCEPT_DELAY * 2).is_empty());
 }
 
 #[test]
@@ -226,5 +226,5 @@ fn an_opening_that_comes_again_while_the_acceptance_waits_is_answered_at_once() 
     exit.accept(now, KEY);
     hear(&mut exit, now, connect);
     assert!(only(said(&mut exit, now)).max.is_some());
-    assert!(said(&mut exit, now + ACK_DELAY).is_empty(), "the answer was the acceptance");
+    assert!(said(&mut exit, now + ACCEPT_DELAY).is_empty(), "the answer was the acceptance");
 }

@@ -32,3 +32,6 @@ pub type PacketId = u64;
 
 /// Longest time that an acknowledgement waits for company.
 pub const ACK_DELAY: Duration = Duration::from_millis(50);
+
+/// Longest time that an acceptance waits for the service's first bytes, to travel with them.
+pub const ACCEPT_DELAY: Duration = Duration::from_millis(20);

@@ -22,7 +22,7 @@ use crate::message::{Message, Type, VERSION};
 use super::path::Path;
 use super::state::{EARLY_MAX, Opening, Phase, Stream};
 use super::tombstone::{LastWord, Tombstones};
-use super::{PacketId, PathId, Settings};
+use super::{ACCEPT_DELAY, PacketId, PathId, Settings};
 
 pub use types::{Event, Incoming, Moved, Refusal, Side, Tongue, Transmit};
 
@@ -81,8 +81,6 @@ const PAUSE: Duration = Duration::from_secs(1);
 const OUT_OF_USE: Duration = Duration::from_secs(15);
 /// A peer that has never answered is not taken for an old one again for so long: a stream is only open when it says so.
 const SILENT: Duration = Duration::from_secs(60);
-/// Longest time that an acceptance waits for the service's first bytes, to travel with them.
-const ACCEPT_DELAY: Duration = Duration::from_millis(20);
 /// Answers `unknown-stream` in a second at most.
 const STRANGERS_PER_SECOND: u32 = 50;
 /// Messages that wait to be answered at most; more are dropped, and the peer asks again.
